@@ -1,0 +1,55 @@
+SHELL := /usr/bin/env bash
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH)
+# cargo is not a sub-make: without this, `make -j` makes it complain.
+unexport MAKEFLAGS MFLAGS
+
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: setup
+setup: ## Install what this machine lacks (C compiler, Postgres binaries)
+	@scripts/setup
+
+.PHONY: dev
+dev: setup ## Run everything locally, with a Postgres of its own (ARGS=--reset starts afresh)
+	@[ -x '$(TARGET_DIR)/debug/rowhouse' ] || echo 'The first build takes some minutes.'
+	@cargo build
+	@exec '$(TARGET_DIR)/debug/rowhouse' dev $(ARGS)
+
+.PHONY: test
+test: setup ## Run the tests (ARGS='name' runs some of them)
+	@cargo test --locked $(ARGS)
+
+.PHONY: check
+check: check-fmt check-clippy check-openapi ## Check formatting, lints, and that openapi/ is up to date
+
+.PHONY: check-fmt check-clippy check-openapi
+check-fmt:
+	@cargo fmt --check
+check-clippy:
+	@cargo clippy --all-targets --locked -- -D warnings
+check-openapi:
+	@cargo run --locked -- openapi --check
+
+.PHONY: openapi
+openapi: ## Write the OpenAPI documents to openapi/
+	@cargo run -- openapi
+
+.PHONY: release
+release: ## Build the optimised binary
+	@cargo build --release --locked
+
+.PHONY: clean-dev
+clean-dev: ## Delete the local database and everything else in .rowhouse
+	@for file in $$(find .rowhouse -name postmaster.pid 2>/dev/null); do \
+	  if kill -0 "$$(head -n 1 "$$file")" 2>/dev/null; then \
+	    echo "A Postgres is running there ($$file): stop \`make dev\` first." >&2; exit 1; \
+	  fi; \
+	done
+	@rm -rf .rowhouse

@@ -1,0 +1,265 @@
+//! The one route list, and the document that describes it.
+
+use poem::{
+    Endpoint, EndpointExt, IntoEndpoint, Response, Route,
+    endpoint::make_sync,
+    get, handler,
+    http::header,
+    web::{Data, Html},
+};
+use poem_openapi::{OpenApiService, Tags};
+use serde_json::{Map, Value, json};
+use std::sync::{Arc, LazyLock};
+
+use crate::{
+    accounts,
+    app::App,
+    auth::Permission,
+    db::migrations,
+    error::{Code, Error, Result},
+    organizations,
+    tenancy::fleet,
+    work,
+};
+
+/// Name of the one security scheme.
+pub const BEARER: &str = "bearer";
+/// Marks an operation that needs no credentials; see `auth::Public`.
+pub const PUBLIC: &str = "public";
+
+/// Where the API lives.
+const BASE: &str = "/api/v1";
+
+/// The chapters of the document.
+#[derive(Tags)]
+pub enum Tag {
+    /// Registering, logging in, tokens and one's own profile.
+    Accounts,
+    /// Organizations and their settings.
+    Organizations,
+    /// Who belongs to an organization, as what.
+    Members,
+    /// What a team works towards.
+    Projects,
+    /// What there is to do.
+    Tasks,
+}
+
+type Apis = (
+    accounts::AuthApi,
+    accounts::ProfileApi,
+    organizations::OrganizationsApi,
+    organizations::settings::SettingsApi,
+    organizations::members::MembersApi,
+    work::projects::ProjectsApi,
+    work::tasks::TasksApi,
+);
+
+fn service() -> OpenApiService<Apis, ()> {
+    let apis = (
+        accounts::AuthApi,
+        accounts::ProfileApi,
+        organizations::OrganizationsApi,
+        organizations::settings::SettingsApi,
+        organizations::members::MembersApi,
+        work::projects::ProjectsApi,
+        work::tasks::TasksApi,
+    );
+    OpenApiService::new(apis, "Rowhouse", env!("CARGO_PKG_VERSION")).server(BASE).description(
+        "The backend that a company picks instead of building its own: many organizations in one service, each in \
+         a Postgres schema of its own.\n\nName the organization by its subdomain or with `X-Organization-Id` (id or \
+         slug). Every error has one shape; `code` is for programs, `message` for people, `request_id` for support.",
+    )
+}
+
+/// Everything that can be requested.
+pub fn routes() -> impl Endpoint<Output = Response> + 'static {
+    let page = document_page();
+    Route::new()
+        .nest(BASE, service().into_endpoint())
+        .at("/health", get(health))
+        .at("/ready", get(ready))
+        .at("/.well-known/jwks.json", get(jwks))
+        .at("/openapi.json", get(make_sync(|_| text_document("application/json", DOCUMENT.json.as_str()))))
+        .at("/openapi.yaml", get(make_sync(|_| text_document("application/yaml", DOCUMENT.yaml.as_str()))))
+        .at("/docs", get(make_sync(move |_| Html(page.clone()))))
+        .map_to_response()
+        .into_endpoint()
+}
+
+fn text_document(kind: &'static str, text: &'static str) -> Response {
+    Response::builder().header(header::CONTENT_TYPE, kind).body(text)
+}
+
+/// The process is alive.
+#[handler]
+fn health() -> poem::web::Json<Value> {
+    poem::web::Json(json!({"status": "ok"}))
+}
+
+/// The service can do its work: the database answers and is at this version's migrations.
+#[handler]
+async fn ready(Data(app): Data<&Arc<App>>) -> Result<poem::web::Json<Value>> {
+    let tx = app.db.begin().await?;
+    let version = migrations::shared_version(&tx).await?;
+    let wanted = migrations::shared_set().latest();
+    if version < wanted {
+        return Err(Error::unavailable(
+            format!(
+                "The platform schema is at {version}, this service needs {wanted}. Run `rowhouse migrate`."
+            ),
+            10,
+        ));
+    }
+    // Tenants behind do not make the service unready: old and new schemas are served alike.
+    let behind = fleet::behind(&tx).await?;
+    Ok(poem::web::Json(json!({"status": "ok", "platform_version": version, "tenant_modules_behind": behind})))
+}
+
+/// The public halves of the keys that sign access tokens.
+#[handler]
+fn jwks(Data(app): Data<&Arc<App>>) -> Response {
+    Response::builder()
+        .header(header::CONTENT_TYPE, "application/jwk-set+json")
+        .header(header::CACHE_CONTROL, "public, max-age=300")
+        .body(app.keys.jwks().to_string())
+}
+
+/// The API document in its two forms.
+pub struct Document {
+    pub value: Value,
+    pub json: String,
+    pub yaml: String,
+}
+
+/// Made once: what `/openapi.json`, `/docs`, `rowhouse openapi` and the tests show.
+pub static DOCUMENT: LazyLock<Document> = LazyLock::new(|| {
+    let mut value: Value = serde_json::from_str(&service().spec()).expect("poem-openapi writes JSON");
+    complete(&mut value);
+    let json = serde_json::to_string_pretty(&value).expect("a value can be written") + "\n";
+    let yaml = serde_yaml::to_string(&value).expect("a value can be written");
+    Document { value, json, yaml }
+});
+
+/// Adds what poem-openapi does not know: permissions, each operation's errors, and the headers that
+/// the HTTP ground handles for every endpoint.
+fn complete(document: &mut Value) {
+    let Some(paths) = document["paths"].as_object_mut() else { return };
+    for (path, operations) in paths.iter_mut() {
+        let Some(operations) = operations.as_object_mut() else { continue };
+        for (method, operation) in operations.iter_mut() {
+            complete_operation(path, method, operation);
+        }
+    }
+}
+
+fn complete_operation(path: &str, method: &str, operation: &mut Value) {
+    let marks: Vec<String> = operation["security"]
+        .as_array()
+        .map(|schemes| schemes.iter().filter_map(|s| Some(s.as_object()?.keys().next()?.clone())).collect())
+        .unwrap_or_default();
+    let permission = marks.iter().find_map(|mark| mark.parse::<Permission>().ok());
+    let public = marks.iter().any(|mark| mark == PUBLIC);
+    operation["security"] = if public { json!([]) } else { json!([{ BEARER: [] }]) };
+    let needs = match permission {
+        Some(permission) => permission.name(),
+        None if public => "public",
+        None => "authenticated",
+    };
+    operation["x-permission"] = needs.into();
+    let about = operation["description"].as_str().unwrap_or_default();
+    operation["description"] = format!("{about}\n\nPermission: `{needs}`").trim().into();
+
+    let in_path = path.starts_with("/organizations/{");
+    let mut parameters = operation["parameters"].as_array().cloned().unwrap_or_default();
+    let mut header = |name: &str, about: &str, example: &str| {
+        let schema = json!({"type": "string"});
+        parameters.push(json!({"name": name, "in": "header", "required": false, "description": about,
+            "schema": schema, "example": example, "deprecated": false}));
+    };
+    if permission.is_some() && !in_path {
+        header(
+            "X-Organization-Id",
+            "Id or slug of the organization, where its subdomain is not used",
+            "acme",
+        );
+    }
+    let one_object = path.ends_with('}') || path.ends_with("/settings") || path == "/auth/user";
+    let changes_one = one_object && matches!(method, "put" | "patch" | "delete");
+    if changes_one {
+        header("If-Match", "The ETag that the object must still have", "\"v1\"");
+    }
+    if method == "post" {
+        header(
+            "Idempotency-Key",
+            "Repeating the request with the same key answers the first response again for 24 h",
+            "0190b6a1-7c1e-7000-8000-0000000000aa",
+        );
+    }
+    operation["parameters"] = parameters.into();
+
+    let has_body = operation.get("requestBody").is_some();
+    let mut codes = vec![Code::Validation, Code::Server, Code::Unavailable];
+    if !public {
+        codes.extend([Code::AuthFailed, Code::TokenExpired]);
+    } else if path.starts_with("/auth/") {
+        codes.push(Code::AuthFailed);
+    }
+    if permission.is_some() {
+        codes.extend([
+            Code::TenantMismatch,
+            Code::PermissionDenied,
+            Code::TenantSuspended,
+            Code::TenantNotFound,
+        ]);
+        if !in_path {
+            codes.push(Code::TenantRequired);
+        }
+    }
+    if path.contains('{') {
+        codes.push(Code::NotFound);
+    }
+    if has_body {
+        codes.extend([Code::PayloadTooLarge, Code::UnsupportedMediaType]);
+    }
+    if method != "get" {
+        codes.extend([Code::Conflict, Code::Integrity]);
+    }
+    if method == "post" {
+        codes.push(Code::IdempotencyConflict);
+    }
+    if changes_one {
+        codes.push(Code::PreconditionFailed);
+    }
+    let mut by_status: Map<String, Value> = Map::new();
+    for code in Code::ALL.iter().filter(|code| codes.contains(code)) {
+        let status = code.status().as_str().to_owned();
+        let line = format!("`{}`: {}", code.name(), code.meaning());
+        let known = by_status.entry(status).or_insert_with(|| {
+            json!({"description": "", "content": {"application/json; charset=utf-8": {
+                "schema": {"$ref": "#/components/schemas/Error"},
+                "example": {"success": false, "error": {"code": code.name(), "message": code.meaning(),
+                    "details": null, "fields": [], "request_id": "0190b6a1-7c1e-7000-8000-000000000000"}}}}})
+        });
+        let told = known["description"].as_str().unwrap_or_default();
+        known["description"] = if told.is_empty() { line } else { format!("{told}\n\n{line}") }.into();
+    }
+    if let Some(responses) = operation["responses"].as_object_mut() {
+        responses.extend(by_status);
+    }
+}
+
+/// The page at `/docs`; it carries its script, its style and the completed document.
+fn document_page() -> String {
+    let page = service().swagger_ui_html();
+    let marker = "let spec = ";
+    let (Some(start), Some(end)) = (page.find(marker), page.find("let oauth2RedirectUrl;")) else {
+        return page;
+    };
+    let start = start + marker.len();
+    // A script ends at the first `</`, also inside a string.
+    let document = DOCUMENT.json.replace("</", "<\\/");
+    format!("{}{};\n    {}", &page[..start], document.trim_end(), &page[end..])
+        .replace("<html charset=\"UTF-8\">", "<!doctype html>\n<html lang=\"en\">")
+        .replace("<title>Swagger UI</title>", "<title>Rowhouse API</title>")
+}

@@ -1,0 +1,153 @@
+//! `rowhouse tenant …`.
+
+use anyhow::Context;
+use uuid::Uuid;
+
+use super::{app, plain};
+use crate::{
+    app::App,
+    organizations::{self, NewOrganization},
+    tenancy::fleet,
+    types::{Email, Name, Slug},
+};
+
+#[derive(clap::Subcommand)]
+pub enum Command {
+    /// List organizations with their schemas.
+    List,
+    /// Make an organization for an account that exists.
+    Create {
+        /// Its name.
+        #[arg(long)]
+        name: Name,
+        /// Its subdomain; made from the name where absent.
+        #[arg(long)]
+        slug: Option<Slug>,
+        /// Address of the account that becomes its owner.
+        #[arg(long)]
+        owner: Email,
+    },
+    /// Show one organization: schema, modules, members, size.
+    Show {
+        /// Slug or id.
+        organization: String,
+    },
+}
+
+pub async fn run(command: Command) -> anyhow::Result<()> {
+    let app = app().await?;
+    match command {
+        Command::List => list(&app).await,
+        Command::Create { name, slug, owner } => create(&app, name, slug, owner).await,
+        Command::Show { organization } => show(&app, &organization).await,
+    }
+    .map_err(|error| error.context("tenant command failed"))
+}
+
+async fn list(app: &App) -> anyhow::Result<()> {
+    let tx = app.db.begin().await.map_err(plain)?;
+    let rows = tx
+        .query(
+            "select o.slug, o.name, o.plan, case when o.deleted_at is null then o.status else 'deleted' end as state, \
+             o.schema_id, (select count(*) from platform.organization_members m where m.organization_id = o.id) as members \
+             from platform.organizations o order by o.slug",
+            &[],
+        )
+        .await
+        .map_err(plain)?;
+    println!("{:<24} {:<10} {:<10} {:>7}  {:<39} NAME", "SLUG", "PLAN", "STATE", "MEMBERS", "SCHEMA");
+    for row in &rows {
+        println!(
+            "{:<24} {:<10} {:<10} {:>7}  tenant_{} {}",
+            row.try_get::<_, String>("slug")?,
+            row.try_get::<_, String>("plan")?,
+            row.try_get::<_, String>("state")?,
+            row.try_get::<_, i64>("members")?,
+            row.try_get::<_, Uuid>("schema_id")?.simple(),
+            row.try_get::<_, String>("name")?,
+        );
+    }
+    let spares = tx
+        .query_one("select count(*) from platform.tenant_schemas where state = 'spare'", &[])
+        .await
+        .map_err(plain)?;
+    println!("{} organizations, {} spare schemas", rows.len(), spares.try_get::<_, i64>(0)?);
+    Ok(())
+}
+
+async fn create(app: &App, name: Name, slug: Option<Slug>, owner: Email) -> anyhow::Result<()> {
+    let (tx, schema) = fleet::begin_with_schema(&app.db, &app.directory).await.map_err(plain)?;
+    let user = tx
+        .query_opt("select id from platform.users where email = $1 and is_active", &[&owner])
+        .await
+        .map_err(plain)?
+        .with_context(|| format!("there is no active account {owner}; it must register first"))?
+        .try_get("id")?;
+    let new = NewOrganization { slug, ..NewOrganization::named(name) };
+    let made = organizations::insert(&tx, app, schema, user, new).await.map_err(plain)?;
+    tx.commit().await.map_err(plain)?;
+    println!("made {} ({}) in schema {schema}, owned by {owner}", made.slug, made.id);
+    Ok(())
+}
+
+async fn show(app: &App, name: &str) -> anyhow::Result<()> {
+    let tenant = fleet::tenant(&app.directory, name)
+        .await
+        .map_err(plain)?
+        .with_context(|| format!("there is no organization {name:?}; `rowhouse tenant list` shows all"))?;
+    let tx = app.db.begin().await.map_err(plain)?;
+    let row = tx
+        .query_one(
+            "select o.name, o.plan, o.schema_id, o.created_at::text as created_at, \
+             (select count(*) from pg_catalog.pg_tables t where t.schemaname = 'tenant_' || replace(o.schema_id::text, '-', '')) as tables, \
+             (select pg_size_pretty(coalesce(sum(pg_total_relation_size(c.oid)), 0)) from pg_catalog.pg_class c \
+              join pg_catalog.pg_namespace n on n.oid = c.relnamespace \
+              where n.nspname = 'tenant_' || replace(o.schema_id::text, '-', '') and c.relkind = 'r') as size \
+             from platform.organizations o where o.id = $1",
+            &[&tenant.id()],
+        )
+        .await
+        .map_err(plain)?;
+    let schema_id: Uuid = row.try_get("schema_id")?;
+    let state = match (tenant.is_deleted(), tenant.is_suspended()) {
+        (true, _) => "deleted",
+        (_, true) => "suspended",
+        _ => "active",
+    };
+    println!("{} ({})", row.try_get::<_, String>("name")?, tenant.slug());
+    println!("  id       {}", tenant.id());
+    println!("  state    {state}, plan {}", row.try_get::<_, String>("plan")?);
+    println!("  made     {}", row.try_get::<_, String>("created_at")?);
+    let (tables, size) = (row.try_get::<_, i64>("tables")?, row.try_get::<_, String>("size")?);
+    println!("  schema   tenant_{}: {tables} tables, {size}", schema_id.simple());
+    for module in tx
+        .query(
+            "select module, version, last_error from platform.tenant_schema_modules where schema_id = $1 order by module",
+            &[&schema_id],
+        )
+        .await
+        .map_err(plain)?
+    {
+        let error: Option<String> = module.try_get("last_error")?;
+        println!(
+            "  module   {} at version {}{}",
+            module.try_get::<_, String>("module")?,
+            module.try_get::<_, i64>("version")?,
+            error.map(|error| format!(", last attempt failed: {error}")).unwrap_or_default()
+        );
+    }
+    for member in tx
+        .query(
+            "select u.email, m.role, m.is_active from platform.organization_members m \
+             join platform.users u on u.id = m.user_id where m.organization_id = $1 order by m.joined_at, u.email",
+            &[&tenant.id()],
+        )
+        .await
+        .map_err(plain)?
+    {
+        let inactive = if member.try_get("is_active")? { "" } else { " (deactivated)" };
+        let (email, role): (String, String) = (member.try_get("email")?, member.try_get("role")?);
+        println!("  member   {email} as {role}{inactive}");
+    }
+    Ok(())
+}

@@ -1,0 +1,173 @@
+//! The database ground: the only room that holds connections.
+//!
+//! Code gets a [`TenantTx`] or a [`PlatformTx`]; there is no third way to run a statement.
+//!
+//! - A connection carries no schema: `search_path` is empty on it. A transaction sets the path
+//!   *locally*, in the same flush as its first statement, so nothing can leak to the next user and
+//!   a pooler in transaction mode works.
+//! - [`TenantDoor`] is the right to open a tenant's schema. There is one, made with the [`Db`], and
+//!   `tenancy` keeps it to itself: no other room can turn an id or a string into a transaction.
+//! - `platform.*` is reached by qualified name from both kinds of transaction.
+
+mod listen;
+pub mod migrations;
+mod pool;
+mod select;
+mod tx;
+
+use std::{fmt, str::FromStr, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use secrecy::{ExposeSecret, SecretString};
+use tokio_postgres::config::SslMode;
+use uuid::Uuid;
+
+pub use listen::{Heard, Listener};
+pub use select::Select;
+pub use tokio_postgres::{Row, types::ToSql};
+pub use tx::{COMMIT_NOTE, PlatformTx, TenantTx, Tx};
+
+use crate::{config::DatabaseConfig, error::Result};
+
+/// The name of a tenant's schema: `tenant_` and 32 hexadecimal digits of an id of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Schema(Uuid);
+
+impl Schema {
+    pub fn new(id: Uuid) -> Self {
+        Self(id)
+    }
+
+    pub fn id(self) -> Uuid {
+        self.0
+    }
+}
+
+impl fmt::Display for Schema {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "tenant_{}", self.0.simple())
+    }
+}
+
+impl FromStr for Schema {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.strip_prefix("tenant_")
+            .filter(|hex| hex.len() == 32)
+            .and_then(|hex| Uuid::try_parse(hex).ok())
+            .map(Self)
+            .filter(|schema| schema.to_string() == text)
+            .ok_or_else(|| format!("{text:?} is not the name of a tenant schema"))
+    }
+}
+
+/// The database, shared by everything that runs in the process.
+#[derive(Clone)]
+pub struct Db {
+    pool: Arc<pool::Pool>,
+}
+
+impl Db {
+    /// Prepares the pool; nothing is connected before the first transaction.
+    pub fn new(config: &DatabaseConfig) -> anyhow::Result<(Self, TenantDoor)> {
+        let pool = Arc::new(pool::Pool::new(connection_config(config)?, tls(config)?, config));
+        let db = Self { pool };
+        Ok((db.clone(), TenantDoor { db }))
+    }
+
+    /// Opens a transaction that sees `platform` by qualified name and no tenant's schema.
+    pub async fn begin(&self) -> Result<PlatformTx> {
+        Ok(PlatformTx::new(self.pool.get(Uuid::nil()).await?))
+    }
+
+    /// Listens on channels of the database, on a connection of its own that is opened again
+    /// whenever it breaks.
+    pub fn listen(&self, channels: &'static [&'static str]) -> Listener {
+        listen::listen(self.pool.config().clone(), self.pool.tls().clone(), channels)
+    }
+
+    /// Creates the database that the configuration names, where the server lacks it.
+    pub async fn create_database_if_missing(config: &DatabaseConfig) -> anyhow::Result<()> {
+        let wanted = connection_config(config)?;
+        let name = wanted.get_dbname().context("database.url names no database")?.to_owned();
+        let mut admin = wanted.clone();
+        admin.dbname("postgres");
+        let (client, connection) =
+            admin.connect(tls(config)?).await.context("connecting to database postgres")?;
+        tokio::spawn(connection);
+        let found = client.query_opt("select 1 from pg_database where datname = $1", &[&name]).await?;
+        if found.is_none() {
+            client.batch_execute(&format!("create database \"{}\"", name.replace('"', "\"\""))).await?;
+        }
+        Ok(())
+    }
+}
+
+/// The right to open tenant schemas. Made once, with the [`Db`]; `tenancy` keeps it.
+pub struct TenantDoor {
+    db: Db,
+}
+
+impl TenantDoor {
+    /// Opens a transaction in which unqualified names are this schema's.
+    pub async fn begin(&self, schema: Schema, organization: Uuid) -> Result<TenantTx> {
+        Ok(TenantTx::new(self.db.pool.get(schema.id()).await?, schema, organization))
+    }
+}
+
+fn connection_config(config: &DatabaseConfig) -> anyhow::Result<tokio_postgres::Config> {
+    let mut postgres: tokio_postgres::Config = config
+        .url
+        .expose_secret()
+        .parse()
+        .context("database.url (DATABASE_URL) is not a Postgres address")?;
+    postgres
+        .application_name("rowhouse")
+        .connect_timeout(Duration::from_secs(5))
+        .keepalives_idle(Duration::from_secs(30))
+        .options("-c search_path= -c statement_timeout=30s -c idle_in_transaction_session_timeout=60s");
+    Ok(postgres)
+}
+
+fn tls(config: &DatabaseConfig) -> anyhow::Result<tokio_postgres_rustls::MakeRustlsConnect> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+    if let Some(path) = &config.ca_file {
+        use rustls::pki_types::{CertificateDer, pem::PemObject};
+        for certificate in CertificateDer::pem_file_iter(path)
+            .with_context(|| format!("database.ca_file (DATABASE_CA_FILE): cannot read {}", path.display()))?
+        {
+            roots.add(certificate?)?;
+        }
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let tls = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(tokio_postgres_rustls::MakeRustlsConnect::new(tls))
+}
+
+/// The address without its password, for people.
+pub fn describe(url: &SecretString) -> String {
+    let Ok(config) = url.expose_secret().parse::<tokio_postgres::Config>() else {
+        return "(not a Postgres address)".into();
+    };
+    let hosts: Vec<String> = config
+        .get_hosts()
+        .iter()
+        .map(|host| match host {
+            tokio_postgres::config::Host::Tcp(name) => name.clone(),
+            tokio_postgres::config::Host::Unix(path) => path.display().to_string(),
+        })
+        .collect();
+    let port = config.get_ports().first().copied().unwrap_or(5432);
+    let tls = if config.get_ssl_mode() == SslMode::Require { ", TLS required" } else { "" };
+    format!(
+        "{}:{port}/{} as {}{tls}",
+        hosts.join(","),
+        config.get_dbname().unwrap_or("?"),
+        config.get_user().unwrap_or("?")
+    )
+}

@@ -1,0 +1,69 @@
+//! The statement behind a list: columns, conditions that depend on the request, order, page.
+
+use tokio_postgres::{Row, types::ToSql};
+
+use super::Tx;
+use crate::{error::Result, page::Paging};
+
+type Value<'a> = &'a (dyn ToSql + Sync);
+
+/// A `select` that is put together from fixed text in code and values from the request; values
+/// only ever travel as parameters.
+pub struct Select<'a> {
+    columns: &'static str,
+    from: &'static str,
+    conditions: Vec<String>,
+    values: Vec<Value<'a>>,
+}
+
+impl<'a> Select<'a> {
+    /// `columns` and `from` as they stand in the statement.
+    pub fn new(columns: &'static str, from: &'static str) -> Self {
+        Self { columns, from, conditions: Vec::new(), values: Vec::new() }
+    }
+
+    /// Adds a condition; `?` in it stands for the value.
+    pub fn and(mut self, condition: &str, value: Value<'a>) -> Self {
+        self.values.push(value);
+        self.conditions.push(condition.replace('?', &format!("${}", self.values.len())));
+        self
+    }
+
+    /// Adds a condition without a value.
+    pub fn only(mut self, condition: &str) -> Self {
+        self.conditions.push(condition.to_owned());
+        self
+    }
+
+    /// Adds a condition where the request gives a value for it.
+    pub fn and_if<T: ToSql + Sync>(self, condition: &str, value: &'a Option<T>) -> Self {
+        match value {
+            Some(value) => self.and(condition, value),
+            None => self,
+        }
+    }
+
+    /// The rows of one page in this order, and how many rows there are in all. Both leave in one
+    /// flush. `order` is text from an allow-list in code, never from the request.
+    pub async fn page(&self, tx: &Tx, order: &str, paging: Paging) -> Result<(Vec<Row>, i64)> {
+        let filter = match self.conditions.is_empty() {
+            true => String::new(),
+            false => format!(" where {}", self.conditions.join(" and ")),
+        };
+        let count = format!("select count(*) from {}{filter}", self.from);
+        let n = self.values.len();
+        let rows = format!(
+            "select {} from {}{filter} order by {order} limit ${} offset ${}",
+            self.columns,
+            self.from,
+            n + 1,
+            n + 2
+        );
+        let (limit, offset) = (paging.limit(), paging.offset());
+        let mut page_values = self.values.clone();
+        page_values.extend([&limit as Value<'_>, &offset]);
+        let (rows, total) =
+            futures_util::join!(tx.query(&rows, &page_values), tx.query_one(&count, &self.values));
+        Ok((rows?, total?.try_get(0)?))
+    }
+}

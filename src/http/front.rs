@@ -1,0 +1,204 @@
+//! The front: request id, log line, time limit, panics, the one error shape, security headers,
+//! conditional reads and compression. Everything else runs inside it.
+
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration, time::Instant};
+
+use futures_util::FutureExt;
+use poem::{
+    Endpoint, IntoResponse, Request, Response,
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
+    web::{Compress, CompressionAlgo},
+};
+use tracing::Instrument;
+use uuid::Uuid;
+
+use super::etag;
+use crate::{
+    app::App,
+    error::{Code, Error},
+};
+
+/// Answers shorter than this are sent as they are.
+const WORTH_COMPRESSING: usize = 1024;
+
+/// The id by which a request is found in the log.
+#[derive(Clone)]
+pub struct RequestId(pub String);
+
+/// The outermost endpoint.
+pub struct Front<E> {
+    pub inner: E,
+    pub app: Arc<App>,
+}
+
+impl<E: Endpoint<Output = Response>> Endpoint for Front<E> {
+    type Output = Response;
+
+    async fn call(&self, mut request: Request) -> poem::Result<Response> {
+        let started = Instant::now();
+        let id = request_id(&request);
+        request.extensions_mut().insert(RequestId(id.clone()));
+        let method = request.method().clone();
+        let path = request.uri().path().to_owned();
+        let wanted = Wanted::of(&request);
+        let span = tracing::info_span!("request", request_id = %id, %method, path);
+        let mut response = self.answer(request, &id).instrument(span.clone()).await;
+        let headers = response.headers_mut();
+        if let Ok(value) = HeaderValue::from_str(&id) {
+            headers.insert("x-request-id", value);
+        }
+        secure(headers, &path);
+        let response = wanted.apply(response);
+        span.in_scope(|| {
+            tracing::info!(
+                status = response.status().as_u16(),
+                ms = started.elapsed().as_millis() as u64,
+                "answered"
+            )
+        });
+        Ok(response)
+    }
+}
+
+impl<E: Endpoint<Output = Response>> Front<E> {
+    async fn answer(&self, request: Request, id: &str) -> Response {
+        let config = &self.app.config.http;
+        if let Err(error) = acceptable(request.headers(), config.body_limit) {
+            return error.to_response(id);
+        }
+        let limit = Duration::from_secs(config.request_timeout_seconds);
+        let work = AssertUnwindSafe(self.inner.call(request)).catch_unwind();
+        match tokio::time::timeout(limit, work).await {
+            Ok(Ok(Ok(response))) => response,
+            Ok(Ok(Err(error))) => shaped(error, id),
+            // The panic's own text and place are already on standard error.
+            Ok(Err(_)) => shaped(Error::internal("a handler panicked").into(), id),
+            Err(_) => shaped(Error::unavailable("This took too long and was stopped.", 5).into(), id),
+        }
+    }
+}
+
+/// Any error in the one shape; what is our fault goes to the log with its cause.
+pub fn shaped(error: poem::Error, id: &str) -> Response {
+    let error = Error::from_poem(error);
+    match error.code() {
+        Code::Server => tracing::error!(%error, "request failed"),
+        Code::Unavailable => tracing::warn!(%error, "request turned away"),
+        code => tracing::debug!(%error, code = code.name(), "request refused"),
+    }
+    error.to_response(id)
+}
+
+fn request_id(request: &Request) -> String {
+    let usable = |id: &&str| {
+        (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+    };
+    match request.header("x-request-id").filter(usable) {
+        Some(id) => id.to_owned(),
+        None => Uuid::now_v7().to_string(),
+    }
+}
+
+fn acceptable(headers: &HeaderMap, body_limit: usize) -> Result<(), Error> {
+    if headers.get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
+        return Err(Error::new(Code::UnsupportedMediaType, "Send the body without Content-Encoding."));
+    }
+    let length =
+        headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    if length.is_some_and(|length| length > body_limit) {
+        return Err(Error::new(
+            Code::PayloadTooLarge,
+            format!("The body may have at most {body_limit} bytes."),
+        ));
+    }
+    Ok(())
+}
+
+fn secure(headers: &mut HeaderMap, path: &str) {
+    // The documentation page carries its script and style in itself.
+    let policy = if path.starts_with("/docs") {
+        "default-src 'self'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
+    } else {
+        "default-src 'none'; frame-ancestors 'none'"
+    };
+    let fixed = [
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::X_FRAME_OPTIONS, "DENY"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::STRICT_TRANSPORT_SECURITY, "max-age=31536000; includeSubDomains"),
+        (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+        (HeaderName::from_static("permissions-policy"), "camera=(), geolocation=(), microphone=()"),
+    ];
+    for (name, value) in fixed {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));
+    if path.starts_with("/api/") && !headers.contains_key(header::CACHE_CONTROL) {
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    }
+}
+
+/// What the caller said about the form of the answer.
+struct Wanted {
+    conditional: Option<String>,
+    encoding: Option<CompressionAlgo>,
+}
+
+impl Wanted {
+    fn of(request: &Request) -> Self {
+        let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+        Self {
+            conditional: request.header(header::IF_NONE_MATCH).filter(|_| reads).map(str::to_owned),
+            encoding: request.header(header::ACCEPT_ENCODING).and_then(encoding),
+        }
+    }
+
+    fn apply(self, mut response: Response) -> Response {
+        let tag = response.headers().get(header::ETAG).and_then(|tag| tag.to_str().ok());
+        if let (Some(known), Some(tag)) = (self.conditional, tag)
+            && response.status() == StatusCode::OK
+            && etag::names(&known.replace("W/", ""), tag)
+        {
+            response.set_status(StatusCode::NOT_MODIFIED);
+            response.headers_mut().remove(header::CONTENT_TYPE);
+            response.headers_mut().remove(header::CONTENT_LENGTH);
+            response.set_body(());
+            return response;
+        }
+        if !compressible(&response) {
+            return response;
+        }
+        response.headers_mut().append(header::VARY, HeaderValue::from_static("Accept-Encoding"));
+        match self.encoding {
+            Some(algorithm) => Compress::new(response, algorithm).into_response(),
+            None => response,
+        }
+    }
+}
+
+/// The best encoding that both sides know; `q=0` forbids one.
+fn encoding(accepted: &str) -> Option<CompressionAlgo> {
+    let allows = |wanted: &str| {
+        accepted.split(',').any(|entry| {
+            let mut parts = entry.split(';').map(str::trim);
+            let name = parts.next().unwrap_or_default();
+            let refused = parts.any(|part| {
+                part.strip_prefix("q=").and_then(|q| q.parse::<f32>().ok()).is_some_and(|q| q <= 0.0)
+            });
+            (name.eq_ignore_ascii_case(wanted) || name == "*") && !refused
+        })
+    };
+    if allows("gzip") { Some(CompressionAlgo::GZIP) } else { None }
+}
+
+fn compressible(response: &Response) -> bool {
+    let kind = response.content_type().unwrap_or_default();
+    let text = kind.starts_with("application/json")
+        || kind.starts_with("text/html")
+        || kind.starts_with("application/x-yaml")
+        || kind.starts_with("application/yaml");
+    // Unknown for the documentation pages, which are long.
+    let length = response.header(header::CONTENT_LENGTH).and_then(|length| length.parse::<usize>().ok());
+    text && response.header(header::CONTENT_ENCODING).is_none()
+        && length.is_none_or(|length| length >= WORTH_COMPRESSING)
+}

@@ -1,0 +1,288 @@
+//! What bodies look like: read with serde, so that an error names the field, and documented by
+//! poem-openapi.
+
+use poem::{
+    IntoResponse, Request, RequestBody, Response,
+    http::{HeaderValue, StatusCode, header},
+};
+use poem_openapi::{
+    ApiExtractor, ApiExtractorType, ApiResponse, ExtractParamOptions,
+    registry::{MetaHeader, MetaMediaType, MetaRequest, MetaResponse, MetaResponses, Registry},
+    types::{ParseFromJSON, ToJSON, Type},
+};
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::etag::etag;
+use crate::{
+    app::App,
+    error::{Code, Error},
+};
+
+const JSON: &str = "application/json; charset=utf-8";
+
+/// A JSON request body.
+pub struct Body<T>(pub T);
+
+impl<'a, T: DeserializeOwned + ParseFromJSON> ApiExtractor<'a> for Body<T> {
+    const TYPES: &'static [ApiExtractorType] = &[ApiExtractorType::RequestObject];
+    type ParamType = ();
+    type ParamRawType = ();
+
+    fn register(registry: &mut Registry) {
+        T::register(registry);
+    }
+
+    fn request_meta() -> Option<MetaRequest> {
+        let content = vec![MetaMediaType { content_type: JSON, schema: T::schema_ref() }];
+        Some(MetaRequest { description: None, content, required: true })
+    }
+
+    async fn from_request(
+        request: &'a Request,
+        body: &mut RequestBody,
+        _options: ExtractParamOptions<()>,
+    ) -> poem::Result<Self> {
+        let is_json = request.content_type().is_some_and(|named| {
+            let media_type = named.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+            media_type == "application/json"
+                || (media_type.starts_with("application/") && media_type.ends_with("+json"))
+        });
+        if !is_json {
+            Err(Error::new(
+                Code::UnsupportedMediaType,
+                "Send the body with Content-Type: application/json.",
+            ))?;
+        }
+        let app = request
+            .data::<std::sync::Arc<App>>()
+            .ok_or_else(|| Error::internal("the service carries no App"))?;
+        let bytes = read(body.take()?, app.config.http.body_limit).await?;
+        Ok(Self(parse(&bytes)?))
+    }
+}
+
+/// All bytes of a body that may have at most `limit`.
+pub(super) async fn read(body: poem::Body, limit: usize) -> Result<Vec<u8>, Error> {
+    body.into_bytes_limit(limit).await.map(|bytes| bytes.to_vec()).map_err(|error| match error {
+        poem::error::ReadBodyError::PayloadTooLarge => {
+            Error::new(Code::PayloadTooLarge, format!("The body may have at most {limit} bytes."))
+        }
+        other => Error::new(Code::Validation, "The body could not be read to its end.").caused_by(other),
+    })
+}
+
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
+    let text = std::str::from_utf8(bytes)
+        .map_err(|error| Error::new(Code::Validation, format!("The body is not UTF-8: {error}.")))?;
+    let mut reader = serde_json::Deserializer::from_str(text);
+    let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+        let path = error.path().to_string();
+        let inner = error.into_inner();
+        let told = without_position(&inner.to_string());
+        if !inner.is_data() {
+            return Error::new(Code::Validation, format!("The body is not JSON: {inner}."));
+        }
+        // serde names the object that misses or exceeds; callers look for the field.
+        let quoted = told.split('`').nth(1).unwrap_or_default();
+        let within = |field: &str| if path == "." { field.to_owned() } else { format!("{path}.{field}") };
+        if told.starts_with("missing field") {
+            Error::field(
+                Code::Validation,
+                within(quoted),
+                "required",
+                format!("The field {quoted} is required."),
+            )
+        } else if told.starts_with("unknown field") {
+            let field = if path == "." || path.is_empty() { quoted.to_owned() } else { path };
+            Error::field(Code::Validation, field, "unknown", format!("There is no field {quoted}."))
+        } else {
+            let field = if path == "." { "body".to_owned() } else { path };
+            Error::invalid(field, told)
+        }
+    })?;
+    reader.end().map_err(|error| Error::new(Code::Validation, format!("The body is not JSON: {error}.")))?;
+    Ok(value)
+}
+
+fn without_position(message: &str) -> String {
+    match message.rsplit_once(" at line ") {
+        Some((told, _)) => told.to_owned(),
+        None => message.to_owned(),
+    }
+}
+
+/// An object with a version, which is its `ETag`.
+pub trait Versioned {
+    fn version(&self) -> i64;
+}
+
+/// 200 with a JSON body.
+pub struct Json<T>(pub T);
+
+/// 200 with one object and its `ETag`.
+pub struct Single<T>(pub T);
+
+/// 201 with the new object, its `Location` and its `ETag`.
+pub struct Created<T> {
+    pub location: String,
+    pub value: T,
+}
+
+/// 204.
+pub struct NoContent;
+
+fn json(status: StatusCode, value: &impl Serialize) -> Response {
+    match serde_json::to_vec(value) {
+        Ok(body) => Response::builder()
+            .status(status)
+            .header(header::CONTENT_TYPE, JSON)
+            .header(header::CONTENT_LENGTH, body.len())
+            .body(body),
+        Err(error) => Error::internal(error).into_response(),
+    }
+}
+
+fn with_header(mut response: Response, name: header::HeaderName, value: &str) -> Response {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        response.headers_mut().insert(name, value);
+    }
+    response
+}
+
+fn meta<T: Type>(status: u16, description: &'static str, headers: &[(&str, &str)]) -> MetaResponses {
+    let headers = headers
+        .iter()
+        .map(|(name, about)| MetaHeader {
+            name: (*name).to_owned(),
+            description: Some((*about).to_owned()),
+            required: true,
+            deprecated: false,
+            schema: String::schema_ref(),
+        })
+        .collect();
+    MetaResponses {
+        responses: vec![MetaResponse {
+            description,
+            status: Some(status),
+            status_range: None,
+            content: vec![MetaMediaType { content_type: JSON, schema: T::schema_ref() }],
+            headers,
+        }],
+    }
+}
+
+const ETAG: (&str, &str) = ("ETag", "Version of the object, for If-Match and If-None-Match");
+
+impl<T: Serialize + Send> IntoResponse for Json<T> {
+    fn into_response(self) -> Response {
+        json(StatusCode::OK, &self.0)
+    }
+}
+
+impl<T: Serialize + ToJSON> ApiResponse for Json<T> {
+    fn meta() -> MetaResponses {
+        meta::<T>(200, "Done", &[])
+    }
+
+    fn register(registry: &mut Registry) {
+        T::register(registry);
+    }
+}
+
+impl<T: Serialize + Versioned + Send> IntoResponse for Single<T> {
+    fn into_response(self) -> Response {
+        with_header(json(StatusCode::OK, &self.0), header::ETAG, &etag(self.0.version()))
+    }
+}
+
+impl<T: Serialize + Versioned + ToJSON> ApiResponse for Single<T> {
+    fn meta() -> MetaResponses {
+        meta::<T>(200, "The object", &[ETAG])
+    }
+
+    fn register(registry: &mut Registry) {
+        T::register(registry);
+    }
+}
+
+impl<T: Serialize + Versioned + Send> IntoResponse for Created<T> {
+    fn into_response(self) -> Response {
+        let response =
+            with_header(json(StatusCode::CREATED, &self.value), header::ETAG, &etag(self.value.version()));
+        with_header(response, header::LOCATION, &self.location)
+    }
+}
+
+impl<T: Serialize + Versioned + ToJSON> ApiResponse for Created<T> {
+    fn meta() -> MetaResponses {
+        meta::<T>(201, "Created", &[("Location", "Path of the new object"), ETAG])
+    }
+
+    fn register(registry: &mut Registry) {
+        T::register(registry);
+    }
+}
+
+impl IntoResponse for NoContent {
+    fn into_response(self) -> Response {
+        StatusCode::NO_CONTENT.into()
+    }
+}
+
+impl ApiResponse for NoContent {
+    fn meta() -> MetaResponses {
+        MetaResponses {
+            responses: vec![MetaResponse {
+                description: "Done",
+                status: Some(204),
+                status_range: None,
+                content: Vec::new(),
+                headers: Vec::new(),
+            }],
+        }
+    }
+
+    fn register(_registry: &mut Registry) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Outer {
+        #[allow(dead_code)]
+        inner: Inner,
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Inner {
+        #[allow(dead_code)]
+        n: u32,
+    }
+
+    fn field(body: &str) -> serde_json::Value {
+        let error = parse::<Outer>(body.as_bytes()).unwrap_err();
+        let Ok(body) =
+            futures_util::FutureExt::now_or_never(error.to_response("").into_body().into_string()).unwrap()
+        else {
+            panic!("the body is text")
+        };
+        serde_json::from_str::<serde_json::Value>(&body).unwrap()["error"]["fields"].clone()
+    }
+
+    #[test]
+    fn an_error_names_the_field() {
+        assert_eq!(field(r#"{"inner": {"n": "x"}}"#)[0]["field"], "inner.n");
+        assert_eq!(field(r#"{"inner": {}}"#)[0]["field"], "inner.n");
+        assert_eq!(field(r#"{"inner": {}}"#)[0]["code"], "required");
+        assert_eq!(field(r#"{"inner": {"n": 1, "m": 2}}"#)[0]["field"], "inner.m");
+        assert_eq!(field(r#"{"inner": {"n": 1, "m": 2}}"#)[0]["code"], "unknown");
+        assert_eq!(field("[]")[0]["field"], "inner");
+        assert_eq!(field("{"), serde_json::json!([]));
+    }
+}

@@ -1,0 +1,170 @@
+//! The directory: id, slug or host to organization, cached in process.
+//!
+//! A change says so on a channel of the database in its own transaction, and every instance drops
+//! what it holds of that organization when it hears it, within milliseconds. While an instance is
+//! not listening (start, broken connection) it caches nothing.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, RwLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use uuid::Uuid;
+
+use super::{Entry, Tenant};
+use crate::{
+    db::{Db, Heard, Schema, TenantDoor, Tx},
+    error::Result,
+};
+
+const CHANNEL: &str = "rowhouse_directory";
+/// A notice that got lost all the same is made good after this long.
+const MAX_AGE: Duration = Duration::from_secs(60);
+/// Names that do not exist are remembered too, so the cache needs a bound.
+const MAX_ENTRIES: usize = 50_000;
+
+/// Tells every instance that something about an organization has changed; heard after commit.
+pub async fn changed(tx: &Tx, organization: Uuid) -> Result<()> {
+    tx.query("select pg_notify($1, $2)", &[&CHANNEL, &organization.to_string()]).await?;
+    Ok(())
+}
+
+/// How an organization can be named.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Key {
+    Id(Uuid),
+    Slug(String),
+    Domain(String),
+}
+
+/// Finds organizations.
+pub struct Directory {
+    db: Db,
+    pub(super) door: Arc<TenantDoor>,
+    cache: Arc<Cache>,
+}
+
+#[derive(Default)]
+struct Cache {
+    listening: AtomicBool,
+    /// Counts the drops: what was being loaded during one is not kept.
+    drops: AtomicU64,
+    entries: RwLock<HashMap<Key, Cached>>,
+}
+
+struct Cached {
+    since: Instant,
+    entry: Option<Arc<Entry>>,
+}
+
+impl Directory {
+    pub fn new(db: Db, door: TenantDoor) -> Self {
+        Self { db, door: Arc::new(door), cache: Arc::default() }
+    }
+
+    /// Starts hearing of changes, which makes caching safe. Ends with the runtime.
+    pub fn listen(&self) {
+        let cache = self.cache.clone();
+        let mut heard = self.db.listen(&[CHANNEL]);
+        tokio::spawn(async move {
+            while let Some(news) = heard.recv().await {
+                match news {
+                    Heard::Connected => {
+                        cache.clear();
+                        cache.listening.store(true, Ordering::SeqCst);
+                    }
+                    Heard::Lost => {
+                        cache.listening.store(false, Ordering::SeqCst);
+                        cache.clear();
+                    }
+                    Heard::Notice { payload, .. } => match payload.parse() {
+                        Ok(organization) => cache.forget(organization),
+                        Err(_) => cache.clear(),
+                    },
+                }
+            }
+        });
+    }
+
+    /// Drops what this instance holds of an organization, right after it changed here: the caller's
+    /// next request should not have to wait for the notice.
+    pub fn forget(&self, organization: Uuid) {
+        self.cache.forget(organization);
+    }
+
+    pub(super) async fn find(&self, key: &Key) -> Result<Option<Tenant>> {
+        if let Some(entry) = self.cache.get(key) {
+            return Ok(entry.map(|entry| self.tenant(entry)));
+        }
+        let drops = self.cache.drops.load(Ordering::SeqCst);
+        let entry = self.load(key).await?.map(Arc::new);
+        self.cache.put(key.clone(), entry.clone(), drops);
+        Ok(entry.map(|entry| self.tenant(entry)))
+    }
+
+    fn tenant(&self, entry: Arc<Entry>) -> Tenant {
+        Tenant { entry, door: self.door.clone() }
+    }
+
+    async fn load(&self, key: &Key) -> Result<Option<Entry>> {
+        const ENTRY: &str = "select o.id, o.slug, o.schema_id, o.status = 'suspended' as suspended, \
+             o.deleted_at is not null as deleted from platform.organizations o";
+        let tx = self.db.begin().await?;
+        let row = match key {
+            Key::Id(id) => tx.query_opt(&format!("{ENTRY} where o.id = $1"), &[id]).await?,
+            Key::Slug(slug) => tx.query_opt(&format!("{ENTRY} where o.slug = $1"), &[slug]).await?,
+            Key::Domain(domain) => {
+                let by_domain = format!(
+                    "{ENTRY} join platform.organization_domains d on d.organization_id = o.id \
+                     where d.domain = $1 and d.verified_at is not null"
+                );
+                tx.query_opt(&by_domain, &[domain]).await?
+            }
+        };
+        row.map(|row| {
+            Ok(Entry {
+                id: row.try_get("id")?,
+                slug: row.try_get("slug")?,
+                schema: Schema::new(row.try_get("schema_id")?),
+                suspended: row.try_get("suspended")?,
+                deleted: row.try_get("deleted")?,
+            })
+        })
+        .transpose()
+    }
+}
+
+impl Cache {
+    fn get(&self, key: &Key) -> Option<Option<Arc<Entry>>> {
+        let entries = self.entries.read().expect("nothing panics with the lock held");
+        entries.get(key).filter(|cached| cached.since.elapsed() < MAX_AGE).map(|cached| cached.entry.clone())
+    }
+
+    fn put(&self, key: Key, entry: Option<Arc<Entry>>, drops_before: u64) {
+        let mut entries = self.entries.write().expect("nothing panics with the lock held");
+        let unchanged = self.drops.load(Ordering::SeqCst) == drops_before;
+        if self.listening.load(Ordering::SeqCst) && unchanged {
+            if entries.len() >= MAX_ENTRIES {
+                entries.clear();
+            }
+            entries.insert(key, Cached { since: Instant::now(), entry });
+        }
+    }
+
+    /// Also what was not found: it may be what just came to be.
+    fn forget(&self, organization: Uuid) {
+        let mut entries = self.entries.write().expect("nothing panics with the lock held");
+        self.drops.fetch_add(1, Ordering::SeqCst);
+        entries.retain(|_, cached| cached.entry.as_ref().is_some_and(|entry| entry.id != organization));
+    }
+
+    fn clear(&self) {
+        let mut entries = self.entries.write().expect("nothing panics with the lock held");
+        self.drops.fetch_add(1, Ordering::SeqCst);
+        entries.clear();
+    }
+}

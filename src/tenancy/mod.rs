@@ -1,0 +1,65 @@
+//! Which organization a request is for, and the schemas that organizations live in.
+//!
+//! [`Tenant`] is proof that the directory knows an organization; only this room makes one, because
+//! only this room holds the [`TenantDoor`].
+
+mod directory;
+pub mod fleet;
+mod resolve;
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+pub use directory::{Directory, changed};
+pub use resolve::{RESERVED, resolve};
+
+use crate::{
+    db::{Schema, TenantDoor, TenantTx},
+    error::{Code, Error, Result},
+};
+
+/// An organization that exists, and the way into its schema.
+#[derive(Clone)]
+pub struct Tenant {
+    entry: Arc<Entry>,
+    door: Arc<TenantDoor>,
+}
+
+/// What the directory knows of an organization.
+#[derive(Debug)]
+struct Entry {
+    id: Uuid,
+    slug: String,
+    schema: Schema,
+    suspended: bool,
+    deleted: bool,
+}
+
+impl Tenant {
+    pub fn id(&self) -> Uuid {
+        self.entry.id
+    }
+
+    pub fn slug(&self) -> &str {
+        &self.entry.slug
+    }
+
+    pub fn is_suspended(&self) -> bool {
+        self.entry.suspended
+    }
+
+    pub fn is_deleted(&self) -> bool {
+        self.entry.deleted
+    }
+
+    /// Opens a transaction in the organization's schema.
+    pub async fn begin(&self) -> Result<TenantTx> {
+        self.door.begin(self.entry.schema, self.entry.id).await
+    }
+}
+
+/// The answer for an organization that there is not, or that the caller has no business with.
+pub fn unknown() -> Error {
+    Error::new(Code::TenantNotFound, "There is no such organization, or you are not a member of it.")
+}

@@ -1,0 +1,171 @@
+//! From a request to its organization: header, subdomain, custom domain, and the path where the
+//! endpoint is about an organization. All that are given must agree.
+
+use poem::{Request, http::header};
+
+use super::{Tenant, directory::Key, unknown};
+use crate::{
+    app::App,
+    error::{Code, Error, Result},
+};
+
+/// Subdomains of the base domain that are the service's own, and slugs that nobody may take.
+pub const RESERVED: &[&str] = &[
+    "about",
+    "account",
+    "accounts",
+    "admin",
+    "api",
+    "app",
+    "assets",
+    "auth",
+    "billing",
+    "blog",
+    "cdn",
+    "dashboard",
+    "demo",
+    "dev",
+    "docs",
+    "email",
+    "files",
+    "ftp",
+    "graphql",
+    "health",
+    "help",
+    "imap",
+    "internal",
+    "localhost",
+    "login",
+    "logout",
+    "mail",
+    "mcp",
+    "metrics",
+    "ns1",
+    "ns2",
+    "oauth",
+    "openapi",
+    "platform",
+    "pop",
+    "postgres",
+    "public",
+    "ready",
+    "register",
+    "root",
+    "rowhouse",
+    "signup",
+    "smtp",
+    "sso",
+    "staging",
+    "static",
+    "status",
+    "support",
+    "system",
+    "tenant",
+    "test",
+    "webhook",
+    "webhooks",
+    "well-known",
+    "ws",
+    "www",
+];
+
+/// The organization that a request is for.
+pub async fn resolve(request: &Request, app: &App) -> Result<Tenant> {
+    let mut found: Option<Tenant> = None;
+    for key in keys(request, &app.config.http.base_domain)? {
+        let Some(tenant) = app.directory.find(&key).await? else {
+            // A host that is nobody's domain may be an address of the service itself.
+            if matches!(key, Key::Domain(_)) {
+                continue;
+            }
+            return Err(unknown());
+        };
+        if found.as_ref().is_some_and(|other| other.id() != tenant.id()) {
+            return Err(Error::new(
+                Code::TenantMismatch,
+                "The request names two organizations: header, host and path must agree.",
+            ));
+        }
+        found = Some(tenant);
+    }
+    found.ok_or_else(|| {
+        Error::new(
+            Code::TenantRequired,
+            "Name the organization: use its subdomain, or send its id or slug as X-Organization-Id.",
+        )
+    })
+}
+
+/// Every name that the request gives for its organization.
+fn keys(request: &Request, base_domain: &str) -> Result<Vec<Key>> {
+    let mut keys = Vec::new();
+    for name in ["x-organization-id", "x-tenant-id"] {
+        for value in request.headers().get_all(name) {
+            keys.push(id_or_slug(value.to_str().unwrap_or_default()));
+        }
+    }
+    if let Some(host) = host(request) {
+        keys.extend(host_key(&host, base_domain));
+    }
+    // `/api/v1/organizations/{id}/…` is about the organization in its path.
+    let mut path =
+        request.original_uri().path().split('/').skip_while(|part| *part != "organizations").skip(1);
+    if let Some(id) = path.next() {
+        let id = id.parse().map_err(|_| Error::invalid("organization_id", "must be a UUID"))?;
+        keys.push(Key::Id(id));
+    }
+    Ok(keys)
+}
+
+fn id_or_slug(text: &str) -> Key {
+    match text.trim().parse() {
+        Ok(id) => Key::Id(id),
+        Err(_) => Key::Slug(text.trim().to_lowercase()),
+    }
+}
+
+fn host(request: &Request) -> Option<String> {
+    let named = request.header(header::HOST).or_else(|| request.original_uri().host())?;
+    let name = match named.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => named,
+    };
+    Some(name.trim_end_matches('.').to_lowercase())
+}
+
+fn host_key(host: &str, base_domain: &str) -> Option<Key> {
+    if host == base_domain
+        || host.is_empty()
+        || host.parse::<std::net::IpAddr>().is_ok()
+        || host.starts_with('[')
+    {
+        return None;
+    }
+    match host.strip_suffix(base_domain).and_then(|rest| rest.strip_suffix('.')) {
+        Some(slug) if RESERVED.contains(&slug) => None,
+        Some(slug) => Some(Key::Slug(slug.to_owned())),
+        None => Some(Key::Domain(host.to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_name_organizations() {
+        let key = |host| host_key(host, "example.com");
+        assert_eq!(key("acme.example.com"), Some(Key::Slug("acme".into())));
+        assert_eq!(key("a.b.example.com"), Some(Key::Slug("a.b".into())));
+        assert_eq!(key("tasks.acme.test"), Some(Key::Domain("tasks.acme.test".into())));
+        assert_eq!(key("notexample.com"), Some(Key::Domain("notexample.com".into())));
+        for own in ["example.com", "www.example.com", "api.example.com", "127.0.0.1", "[::1]", ""] {
+            assert_eq!(key(own), None, "{own}");
+        }
+    }
+
+    #[test]
+    fn reserved_names_are_sorted_and_unique() {
+        assert!(RESERVED.windows(2).all(|pair| pair[0] < pair[1]));
+    }
+}
