@@ -14,7 +14,7 @@ help: ## Show this list
 
 .PHONY: setup
 setup: ## Install what this machine lacks (C compiler, Postgres binaries)
-	@scripts/setup
+	@.ci/setup
 
 .PHONY: dev
 dev: setup ## Run everything locally, with a Postgres of its own (ARGS=--reset starts afresh)

@@ -1,10 +1,10 @@
 //! The one route list, and the document that describes it.
 
 use poem::{
-    Endpoint, EndpointExt, IntoEndpoint, Response, Route,
+    Endpoint, EndpointExt, IntoEndpoint, Request, Response, Route,
     endpoint::make_sync,
     get, handler,
-    http::header,
+    http::{Method, StatusCode, header},
     web::{Data, Html},
 };
 use poem_openapi::{OpenApiService, Tags};
@@ -17,6 +17,7 @@ use crate::{
     auth::Permission,
     db::migrations,
     error::{Code, Error, Result},
+    http::Json,
     organizations,
     tenancy::fleet,
     work,
@@ -76,7 +77,7 @@ fn service() -> OpenApiService<Apis, ()> {
 pub fn routes() -> impl Endpoint<Output = Response> + 'static {
     let page = document_page();
     Route::new()
-        .nest(BASE, service().into_endpoint())
+        .nest(BASE, Strict(service().into_endpoint()))
         .at("/health", get(health))
         .at("/ready", get(ready))
         .at("/.well-known/jwks.json", get(jwks))
@@ -91,15 +92,89 @@ fn text_document(kind: &'static str, text: &'static str) -> Response {
     Response::builder().header(header::CONTENT_TYPE, kind).body(text)
 }
 
+/// Around the API: refuses query parameters that the operation does not know (a typing error must
+/// not read as "no filter"), and tells with a 405 which methods there are.
+struct Strict<E>(E);
+
+impl<E: Endpoint<Output = Response>> Endpoint for Strict<E> {
+    type Output = Response;
+
+    async fn call(&self, request: Request) -> poem::Result<Response> {
+        let path = request.uri().path().to_owned();
+        if let Some(query) = request.uri().query().filter(|query| !query.is_empty()) {
+            check_query(request.method(), &path, query)?;
+        }
+        self.0.call(request).await.map_err(|error| match error.status() {
+            StatusCode::METHOD_NOT_ALLOWED => Error::method_not_allowed(methods_of(&path)).into(),
+            _ => error,
+        })
+    }
+}
+
+/// What the document says of a path: its operations by method.
+fn operations_of(path: &str) -> Option<&'static Map<String, Value>> {
+    let fits = |template: &str| {
+        let (mut given, mut wanted) = (path.split('/'), template.split('/'));
+        loop {
+            match (given.next(), wanted.next()) {
+                (None, None) => return true,
+                (Some(given), Some(wanted)) if wanted.starts_with('{') || given == wanted => {}
+                _ => return false,
+            }
+        }
+    };
+    let (_, operations) = DOCUMENT.value["paths"].as_object()?.iter().find(|(template, _)| fits(template))?;
+    operations.as_object()
+}
+
+fn check_query(method: &Method, path: &str, query: &str) -> Result<()> {
+    let method = method.as_str().to_ascii_lowercase();
+    let method = if method == "head" { "get" } else { method.as_str() };
+    let Some(operation) = operations_of(path).and_then(|operations| operations.get(method)) else {
+        return Ok(());
+    };
+    let parameters = operation["parameters"].as_array().into_iter().flatten();
+    let known: Vec<&str> =
+        parameters.filter(|p| p["in"] == "query").filter_map(|p| p["name"].as_str()).collect();
+    let mut seen = Vec::new();
+    for name in query
+        .split('&')
+        .filter(|pair| !pair.is_empty())
+        .map(|pair| pair.split('=').next().unwrap_or_default())
+    {
+        if !known.contains(&name) {
+            let told = match known.is_empty() {
+                true => "This operation takes no query parameters.".to_owned(),
+                false => format!("There is no parameter {name}; there are: {}.", known.join(", ")),
+            };
+            return Err(Error::field(Code::Validation, name, "unknown", told));
+        }
+        if seen.contains(&name) {
+            return Err(Error::invalid(name, "is given twice"));
+        }
+        seen.push(name);
+    }
+    Ok(())
+}
+
+fn methods_of(path: &str) -> Option<String> {
+    let mut methods: Vec<String> = operations_of(path)?.keys().map(|method| method.to_uppercase()).collect();
+    if methods.iter().any(|method| method == "GET") {
+        methods.push("HEAD".into());
+    }
+    methods.sort();
+    Some(methods.join(", "))
+}
+
 /// The process is alive.
 #[handler]
-fn health() -> poem::web::Json<Value> {
-    poem::web::Json(json!({"status": "ok"}))
+fn health() -> Json<Value> {
+    Json(json!({"status": "ok"}))
 }
 
 /// The service can do its work: the database answers and is at this version's migrations.
 #[handler]
-async fn ready(Data(app): Data<&Arc<App>>) -> Result<poem::web::Json<Value>> {
+async fn ready(Data(app): Data<&Arc<App>>) -> Result<Json<Value>> {
     let tx = app.db.begin().await?;
     let version = migrations::shared_version(&tx).await?;
     let wanted = migrations::shared_set().latest();
@@ -113,7 +188,7 @@ async fn ready(Data(app): Data<&Arc<App>>) -> Result<poem::web::Json<Value>> {
     }
     // Tenants behind do not make the service unready: old and new schemas are served alike.
     let behind = fleet::behind(&tx).await?;
-    Ok(poem::web::Json(json!({"status": "ok", "platform_version": version, "tenant_modules_behind": behind})))
+    Ok(Json(json!({"status": "ok", "platform_version": version, "tenant_modules_behind": behind})))
 }
 
 /// The public halves of the keys that sign access tokens.

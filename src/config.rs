@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use base64::{Engine, engine::general_purpose::STANDARD};
-use confique::Config as Confique;
+use confique::{Config as Confique, meta::FieldKind};
 use secrecy::{ExposeSecret, SecretString};
 
 /// Where `rowhouse dev` leaves its settings, so that other commands find its database.
@@ -133,7 +133,7 @@ impl Config {
     fn finish(sources: confique::Builder<Self>) -> anyhow::Result<Self> {
         let config = sources
             .load()
-            .map_err(|error| anyhow::anyhow!("{error}"))
+            .map_err(|error| anyhow::anyhow!("{}", with_variable(&error.to_string())))
             .context("the configuration is incomplete; `rowhouse config --template` shows every setting")?;
         config.check()?;
         Ok(config)
@@ -193,6 +193,23 @@ impl Config {
             log.level,
             log.format,
         )
+    }
+}
+
+/// confique names a missing value by its place in the file; most people set it in the environment.
+fn with_variable(told: &str) -> String {
+    let path = told.split('\'').nth(1).unwrap_or_default();
+    let variable = path.split_once('.').and_then(|(section, name)| {
+        let section = Config::META.fields.iter().find(|field| field.name == section)?;
+        let FieldKind::Nested { meta } = section.kind else { return None };
+        match meta.fields.iter().find(|field| field.name == name)?.kind {
+            FieldKind::Leaf { env, .. } => env,
+            FieldKind::Nested { .. } => None,
+        }
+    });
+    match variable {
+        Some(variable) => format!("{told} (set {variable}, or {path} in the file)"),
+        None => told.to_owned(),
     }
 }
 

@@ -82,27 +82,32 @@ pub struct FieldError {
     pub message: String,
 }
 
-/// An error on its way to the client.
+/// An error on its way to the client. Boxed: results are moved far more often than errors are made.
 #[derive(Debug)]
-pub struct Error {
+pub struct Error(Box<Story>);
+
+#[derive(Debug)]
+struct Story {
     code: Code,
     message: String,
     details: Option<Value>,
     fields: Vec<FieldError>,
     retry_after: Option<u32>,
+    allow: Option<String>,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
 impl Error {
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self {
+        Self(Box::new(Story {
             code,
             message: message.into(),
             details: None,
             fields: Vec::new(),
             retry_after: None,
+            allow: None,
             source: None,
-        }
+        }))
     }
 
     /// A 400 that points at one field.
@@ -119,12 +124,22 @@ impl Error {
     pub fn field(code: Code, field: impl Into<String>, reason: &str, message: impl Into<String>) -> Self {
         let message = message.into();
         let mut error = Self::new(code, message.clone());
-        error.fields.push(FieldError { field: field.into(), code: reason.into(), message });
+        error.0.fields.push(FieldError { field: field.into(), code: reason.into(), message });
         error
     }
 
     pub fn not_found(what: &str) -> Self {
         Self::new(Code::NotFound, format!("There is no such {what} in this organization."))
+    }
+
+    /// A 405; `allow` lists the methods that the path takes, where it is known.
+    pub fn method_not_allowed(allow: Option<String>) -> Self {
+        let mut error = Self::new(
+            Code::MethodNotAllowed,
+            "This path does not take this method; /docs lists what it takes.",
+        );
+        error.0.allow = allow;
+        error
     }
 
     pub fn conflict(message: impl Into<String>) -> Self {
@@ -144,32 +159,32 @@ impl Error {
     /// A dependency does not answer; the client should come back after `seconds`.
     pub fn unavailable(message: impl Into<String>, seconds: u32) -> Self {
         let mut error = Self::new(Code::Unavailable, message);
-        error.retry_after = Some(seconds);
+        error.0.retry_after = Some(seconds);
         error
     }
 
     pub fn caused_by(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        self.source = Some(source.into());
+        self.0.source = Some(source.into());
         self
     }
 
     pub fn with_details(mut self, details: Value) -> Self {
-        self.details = Some(details);
+        self.0.details = Some(details);
         self
     }
 
     pub fn retry_after(mut self, seconds: u32) -> Self {
-        self.retry_after = Some(seconds);
+        self.0.retry_after = Some(seconds);
         self
     }
 
     pub fn code(&self) -> Code {
-        self.code
+        self.0.code
     }
 
     /// The inside story, for the log.
     pub fn cause(&self) -> Option<String> {
-        self.source.as_ref().map(|source| {
+        self.0.source.as_ref().map(|source| {
             let mut text = source.to_string();
             let mut next = source.source();
             while let Some(deeper) = next {
@@ -185,23 +200,26 @@ impl Error {
         let body = json!({
             "success": false,
             "error": {
-                "code": self.code.name(),
-                "message": self.message,
-                "details": self.details,
-                "fields": self.fields,
+                "code": self.0.code.name(),
+                "message": self.0.message,
+                "details": self.0.details,
+                "fields": self.0.fields,
                 "request_id": request_id,
             }
         })
         .to_string();
         let mut response = Response::builder()
-            .status(self.code.status())
+            .status(self.0.code.status())
             .header(header::CONTENT_TYPE, "application/json; charset=utf-8")
             .header(header::CONTENT_LENGTH, body.len())
             .body(body);
-        if let Some(seconds) = self.retry_after {
+        if let Some(seconds) = self.0.retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
-        if self.code.status() == StatusCode::UNAUTHORIZED {
+        if let Some(allow) = self.0.allow.as_deref().and_then(|allow| HeaderValue::from_str(allow).ok()) {
+            response.headers_mut().insert(header::ALLOW, allow);
+        }
+        if self.0.code.status() == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
@@ -231,10 +249,7 @@ impl Error {
             StatusCode::NOT_FOUND => {
                 Self::new(Code::NotFound, "There is nothing at this path; /docs lists what there is.")
             }
-            StatusCode::METHOD_NOT_ALLOWED => Self::new(
-                Code::MethodNotAllowed,
-                "This path does not take this method; /docs lists what it takes.",
-            ),
+            StatusCode::METHOD_NOT_ALLOWED => Self::method_not_allowed(None),
             StatusCode::PAYLOAD_TOO_LARGE => Self::new(Code::PayloadTooLarge, "The body is over the limit."),
             StatusCode::UNSUPPORTED_MEDIA_TYPE => {
                 Self::new(Code::UnsupportedMediaType, "Send the body as application/json.")
@@ -259,7 +274,7 @@ fn plain_reason(reason: &str) -> String {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.code.name(), self.message)?;
+        write!(f, "{}: {}", self.0.code.name(), self.0.message)?;
         match self.cause() {
             Some(cause) => write!(f, " ({cause})"),
             None => Ok(()),
@@ -271,7 +286,7 @@ impl std::error::Error for Error {}
 
 impl ResponseError for Error {
     fn status(&self) -> StatusCode {
-        self.code.status()
+        self.0.code.status()
     }
 
     fn as_response(&self) -> Response
@@ -373,6 +388,7 @@ impl<T> OnConstraint<T> for Result<T> {
     fn on_constraint(self, name: &str, meaning: impl FnOnce() -> Error) -> Result<T> {
         self.map_err(|error| {
             let violated = error
+                .0
                 .source
                 .as_ref()
                 .and_then(|source| source.downcast_ref::<tokio_postgres::Error>())

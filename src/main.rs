@@ -1,3 +1,6 @@
-fn main() -> anyhow::Result<()> {
-    rowhouse::cli::run()
+fn main() {
+    if let Err(error) = rowhouse::cli::run() {
+        eprintln!("Error: {error:#}");
+        std::process::exit(1);
+    }
 }

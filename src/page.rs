@@ -1,9 +1,11 @@
 //! Lists: which page, in which order, and how a page looks.
+//!
+//! `types::Type` is not imported: it has an `is_empty` of its own that would win over that of `str`.
 
 use poem_openapi::{
     Object,
     registry::MetaSchema,
-    types::{Example, ParseFromJSON, ToJSON, Type},
+    types::{self, Example, ParseFromJSON, ToJSON},
 };
 use serde::Serialize;
 
@@ -41,7 +43,11 @@ impl Paging {
     }
 
     /// The answer for these rows of `total`.
-    pub fn answer<T: ParseFromJSON + ToJSON + Type + Example>(self, data: Vec<T>, total: i64) -> Page<T> {
+    pub fn answer<T: ParseFromJSON + ToJSON + types::Type + Example>(
+        self,
+        data: Vec<T>,
+        total: i64,
+    ) -> Page<T> {
         Page { data, page: self.page, page_size: self.page_size, total }
     }
 }
@@ -49,7 +55,7 @@ impl Paging {
 /// One page of a list.
 #[derive(Debug, Serialize, Object)]
 #[oai(example)]
-pub struct Page<T: ParseFromJSON + ToJSON + Type + Example> {
+pub struct Page<T: ParseFromJSON + ToJSON + types::Type + Example> {
     pub data: Vec<T>,
     /// From 1.
     pub page: u32,
@@ -58,7 +64,7 @@ pub struct Page<T: ParseFromJSON + ToJSON + Type + Example> {
     pub total: i64,
 }
 
-impl<T: ParseFromJSON + ToJSON + Type + Example> Example for Page<T> {
+impl<T: ParseFromJSON + ToJSON + types::Type + Example> Example for Page<T> {
     fn example() -> Self {
         Self { data: vec![T::example()], page: 1, page_size: 20, total: 1 }
     }
@@ -152,4 +158,17 @@ pub fn search_query(typed: &str) -> Result<String> {
         return Err(Error::invalid("search", "must hold at least one letter or digit"));
     }
     Ok(words.join(" & "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::search_query;
+
+    #[test]
+    fn a_search_is_its_words() {
+        assert_eq!(search_query(" Jurong  plant's ").unwrap(), "Jurong:* & plant:* & s:*");
+        assert_eq!(search_query("a&b|!c:*'").unwrap(), "a:* & b:* & c:*");
+        assert!(search_query(" !! ").is_err());
+        assert!(search_query("").is_err());
+    }
 }

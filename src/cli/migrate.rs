@@ -36,7 +36,7 @@ pub async fn migrate(app: &App, jobs: usize, max_failures: usize) -> anyhow::Res
             if done == total {
                 eprintln!();
             }
-        } else if done == total || done % 100 == 0 {
+        } else if done == total || done.is_multiple_of(100) {
             eprintln!("tenants: {done} of {total}");
         }
     };

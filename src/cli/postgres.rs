@@ -195,6 +195,8 @@ impl PrivatePostgres {
     ) -> anyhow::Result<Self> {
         let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
         let log = place.join("postgres.log");
+        // What an earlier run said there is not about this one.
+        let _ = fs::remove_file(&log);
         // After the pipe's end: a fast shutdown, and for tests the removal of all files.
         const GUARD: &str = "place=$1 keep=$2 log=$3; shift 3; \"$@\" >\"$log\" 2>&1 & pid=$!; cat >/dev/null; \
              kill -INT $pid 2>/dev/null; wait $pid; if [ \"$keep\" = no ]; then rm -rf \"$place\"; fi";

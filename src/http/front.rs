@@ -12,7 +12,7 @@ use poem::{
 use tracing::Instrument;
 use uuid::Uuid;
 
-use super::etag;
+use super::{etag, payload};
 use crate::{
     app::App,
     error::{Code, Error},
@@ -61,9 +61,10 @@ impl<E: Endpoint<Output = Response>> Endpoint for Front<E> {
 }
 
 impl<E: Endpoint<Output = Response>> Front<E> {
-    async fn answer(&self, request: Request, id: &str) -> Response {
+    async fn answer(&self, mut request: Request, id: &str) -> Response {
         let config = &self.app.config.http;
         if let Err(error) = acceptable(request.headers(), config.body_limit) {
+            payload::discard(Box::pin(request.take_body().into_bytes_stream()), config.body_limit).await;
             return error.to_response(id);
         }
         let limit = Duration::from_secs(config.request_timeout_seconds);
@@ -106,10 +107,7 @@ fn acceptable(headers: &HeaderMap, body_limit: usize) -> Result<(), Error> {
     let length =
         headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
     if length.is_some_and(|length| length > body_limit) {
-        return Err(Error::new(
-            Code::PayloadTooLarge,
-            format!("The body may have at most {body_limit} bytes."),
-        ));
+        return Err(payload::too_large(body_limit));
     }
     Ok(())
 }
@@ -201,4 +199,42 @@ fn compressible(response: &Response) -> bool {
     let length = response.header(header::CONTENT_LENGTH).and_then(|length| length.parse::<usize>().ok());
     text && response.header(header::CONTENT_ENCODING).is_none()
         && length.is_none_or(|length| length >= WORTH_COMPRESSING)
+}
+
+#[cfg(test)]
+mod tests {
+    use poem::endpoint::make;
+
+    use confique::Config as _;
+
+    use super::*;
+    use crate::{clock::Clock, config::Config};
+
+    #[tokio::test]
+    async fn a_panic_is_answered_in_the_one_shape_and_tells_nothing() {
+        let given = "database.url = 'postgres://nobody@127.0.0.1:1/none'
+            auth.secret_key = 'AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8='";
+        let config = Config::builder().preloaded(toml::from_str(given).unwrap()).load().unwrap();
+        let app = App::new(config, Clock::default()).unwrap();
+        let panics = make(|_| async { panic!("the inside story") as poem::Result<Response> });
+        let request = Request::builder().uri_str("/api/v1/anything").finish();
+        let response = Front { inner: panics, app }.call(request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        let id = response.header("x-request-id").unwrap().to_owned();
+        let body = response.into_body().into_string().await.unwrap();
+        let told: serde_json::Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(
+            (&told["error"]["code"], &told["error"]["request_id"]),
+            (&"SERVER_ERROR".into(), &id.into())
+        );
+        assert!(!body.contains("inside story"));
+    }
+
+    #[test]
+    fn encodings_are_chosen_by_what_the_caller_allows() {
+        assert!(
+            encoding("gzip, br").is_some() && encoding("*").is_some() && encoding("gzip;q=0.5").is_some()
+        );
+        assert!(encoding("identity").is_none() && encoding("gzip;q=0").is_none() && encoding("").is_none());
+    }
 }

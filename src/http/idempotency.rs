@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use super::{
     front::{RequestId, shaped},
-    payload,
+    host_name, payload,
 };
 use crate::{
     app::App,
@@ -89,12 +89,8 @@ async fn caller(request: &Request, app: &App) -> Option<String> {
 fn fingerprint(request: &Request, body: &[u8]) -> Vec<u8> {
     let mut context = Context::new(&SHA256);
     let header = |name: &str| request.header(name).unwrap_or_default().to_owned();
-    let parts = [
-        request.original_uri().to_string(),
-        header("host"),
-        header("x-organization-id"),
-        header("x-tenant-id"),
-    ];
+    let (path, host) = (request.original_uri().to_string(), host_name(request).unwrap_or_default());
+    let parts = [path, host, header("x-organization-id"), header("x-tenant-id")];
     for part in parts {
         context.update(part.as_bytes());
         context.update(b"\0");

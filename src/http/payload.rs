@@ -1,6 +1,10 @@
 //! What bodies look like: read with serde, so that an error names the field, and documented by
 //! poem-openapi.
 
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
 use poem::{
     IntoResponse, Request, RequestBody, Response,
     http::{HeaderValue, StatusCode, header},
@@ -63,17 +67,47 @@ impl<'a, T: DeserializeOwned + ParseFromJSON> ApiExtractor<'a> for Body<T> {
 
 /// All bytes of a body that may have at most `limit`.
 pub(super) async fn read(body: poem::Body, limit: usize) -> Result<Vec<u8>, Error> {
-    body.into_bytes_limit(limit).await.map(|bytes| bytes.to_vec()).map_err(|error| match error {
-        poem::error::ReadBodyError::PayloadTooLarge => {
-            Error::new(Code::PayloadTooLarge, format!("The body may have at most {limit} bytes."))
+    let mut stream = body.into_bytes_stream();
+    let mut bytes = Vec::new();
+    while let Some(piece) = stream.next().await {
+        let piece = piece.map_err(|error| {
+            Error::new(Code::Validation, "The body could not be read to its end.").caused_by(error)
+        })?;
+        if bytes.len() + piece.len() > limit {
+            discard(stream, limit).await;
+            return Err(too_large(limit));
         }
-        other => Error::new(Code::Validation, "The body could not be read to its end.").caused_by(other),
-    })
+        bytes.extend_from_slice(&piece);
+    }
+    Ok(bytes)
+}
+
+pub(super) fn too_large(limit: usize) -> Error {
+    Error::new(Code::PayloadTooLarge, format!("The body may have at most {limit} bytes."))
+}
+
+/// Reads on without keeping anything, within bounds: a client that is still sending would not see
+/// the answer if the connection were closed on it.
+pub(super) async fn discard(mut stream: impl Stream<Item = std::io::Result<Bytes>> + Unpin, limit: usize) {
+    let mut left = 16 * limit;
+    let reading = async {
+        while let Some(Ok(piece)) = stream.next().await {
+            left = left.saturating_sub(piece.len());
+            if left == 0 {
+                return;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(Duration::from_secs(5), reading).await;
 }
 
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
     let text = std::str::from_utf8(bytes)
         .map_err(|error| Error::new(Code::Validation, format!("The body is not UTF-8: {error}.")))?;
+    // serde would take a list for an object, field by field.
+    if text.trim_start().starts_with('[') {
+        return Err(Error::invalid("body", "expected an object, found a list"));
+    }
     let mut reader = serde_json::Deserializer::from_str(text);
     let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
         let path = error.path().to_string();
@@ -282,7 +316,7 @@ mod tests {
         assert_eq!(field(r#"{"inner": {}}"#)[0]["code"], "required");
         assert_eq!(field(r#"{"inner": {"n": 1, "m": 2}}"#)[0]["field"], "inner.m");
         assert_eq!(field(r#"{"inner": {"n": 1, "m": 2}}"#)[0]["code"], "unknown");
-        assert_eq!(field("[]")[0]["field"], "inner");
+        assert_eq!(field("[]")[0]["field"], "body");
         assert_eq!(field("{"), serde_json::json!([]));
     }
 }

@@ -13,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::sync::Notify;
 use uuid::Uuid;
 
 use super::{Entry, Tenant};
@@ -46,6 +47,8 @@ pub struct Directory {
     db: Db,
     pub(super) door: Arc<TenantDoor>,
     cache: Arc<Cache>,
+    /// Says that a spare schema was taken, so that the keeper of the stock looks at once.
+    pub(super) spare_taken: Notify,
 }
 
 #[derive(Default)]
@@ -63,7 +66,7 @@ struct Cached {
 
 impl Directory {
     pub fn new(db: Db, door: TenantDoor) -> Self {
-        Self { db, door: Arc::new(door), cache: Arc::default() }
+        Self { db, door: Arc::new(door), cache: Arc::default(), spare_taken: Notify::new() }
     }
 
     /// Starts hearing of changes, which makes caching safe. Ends with the runtime.

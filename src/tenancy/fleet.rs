@@ -3,7 +3,6 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, stream};
-use tokio::sync::Notify;
 use uuid::Uuid;
 
 use super::{Directory, Tenant, directory::Key};
@@ -15,9 +14,6 @@ use crate::{
     },
     error::{Error, Result},
 };
-
-/// Says that a spare was taken, so that the keeper looks at once.
-static TAKEN: Notify = Notify::const_new();
 
 /// Takes a spare schema for a new organization, in the transaction that makes the organization.
 /// `None` when there is no current one in stock: build one and begin again.
@@ -46,7 +42,7 @@ pub async fn begin_with_schema(db: &Db, directory: &Directory) -> Result<(Platfo
     for _ in 0..20 {
         let tx = db.begin().await?;
         if let Some(schema) = take_spare(&tx, &sets).await? {
-            TAKEN.notify_one();
+            directory.spare_taken.notify_one();
             return Ok((tx, schema));
         }
         drop(tx);
@@ -77,7 +73,7 @@ pub async fn keep_spares(app: Arc<App>) {
         if let Err(error) = fill_stock(&app.db, &app.directory, wanted).await {
             tracing::warn!(%error, "spare schemas could not be built; trying again in a minute");
         }
-        let _ = tokio::time::timeout(Duration::from_secs(60), TAKEN.notified()).await;
+        let _ = tokio::time::timeout(Duration::from_secs(60), app.directory.spare_taken.notified()).await;
     }
 }
 

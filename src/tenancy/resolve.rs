@@ -1,12 +1,13 @@
 //! From a request to its organization: header, subdomain, custom domain, and the path where the
 //! endpoint is about an organization. All that are given must agree.
 
-use poem::{Request, http::header};
+use poem::Request;
 
 use super::{Tenant, directory::Key, unknown};
 use crate::{
     app::App,
     error::{Code, Error, Result},
+    http::host_name,
 };
 
 /// Subdomains of the base domain that are the service's own, and slugs that nobody may take.
@@ -104,7 +105,7 @@ fn keys(request: &Request, base_domain: &str) -> Result<Vec<Key>> {
             keys.push(id_or_slug(value.to_str().unwrap_or_default()));
         }
     }
-    if let Some(host) = host(request) {
+    if let Some(host) = host_name(request) {
         keys.extend(host_key(&host, base_domain));
     }
     // `/api/v1/organizations/{id}/…` is about the organization in its path.
@@ -122,15 +123,6 @@ fn id_or_slug(text: &str) -> Key {
         Ok(id) => Key::Id(id),
         Err(_) => Key::Slug(text.trim().to_lowercase()),
     }
-}
-
-fn host(request: &Request) -> Option<String> {
-    let named = request.header(header::HOST).or_else(|| request.original_uri().host())?;
-    let name = match named.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
-        _ => named,
-    };
-    Some(name.trim_end_matches('.').to_lowercase())
 }
 
 fn host_key(host: &str, base_domain: &str) -> Option<Key> {

@@ -1,0 +1,298 @@
+//! The command line, run as a person runs it.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader, Write},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::mpsc,
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+
+use crate::support::{PASSWORD, TestApp};
+
+const SECRET_KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+
+/// Runs a command against a database; the environment is only what is given here.
+fn rowhouse(database: &str, args: &[&str]) -> Output {
+    command(database, args).output().unwrap()
+}
+
+fn command(database: &str, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rowhouse"));
+    command.args(args).env_clear().env("PATH", std::env::var_os("PATH").unwrap());
+    command
+        .env("DATABASE_URL", database)
+        .env("ROWHOUSE_SECRET_KEY", SECRET_KEY)
+        .env("HTTP_LISTEN", "127.0.0.1:0");
+    command.current_dir(std::env::temp_dir());
+    command
+}
+
+#[track_caller]
+fn works(output: Output) -> String {
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{out}{err}");
+    out.into_owned()
+}
+
+#[track_caller]
+fn fails(output: Output) -> String {
+    assert!(!output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+#[test]
+fn help_teaches() {
+    let help = works(rowhouse("", &["--help"]));
+    for word in ["serve", "dev", "migrate", "tenant", "user", "openapi", "doctor", "config", "rowhouse dev"] {
+        assert!(help.contains(word), "{word} is missing: {help}");
+    }
+    for command in ["serve", "dev", "migrate", "tenant", "user", "openapi", "doctor", "config"] {
+        works(rowhouse("", &[command, "--help"]));
+    }
+}
+
+#[test]
+fn an_empty_database_becomes_an_installation_step_by_step() {
+    let database = TestApp::fresh_database();
+    let said = fails(rowhouse(&database, &["doctor"]));
+    assert!(said.contains("run `rowhouse migrate`"), "{said}");
+    let said = fails(rowhouse(&database, &["serve"]));
+    assert!(said.contains("run `rowhouse migrate` first"), "{said}");
+    let said = works(rowhouse(&database, &["migrate"]));
+    assert!(said.contains("platform: from version 0 to"), "{said}");
+    let said = works(rowhouse(&database, &["migrate"]));
+    assert!(said.contains("platform: current"), "{said}");
+    assert!(works(rowhouse(&database, &["doctor"])).contains("Everything is in order."));
+
+    let said =
+        fails(rowhouse(&database, &["tenant", "create", "--name", "Initech", "--owner", "boss@example.com"]));
+    assert!(said.contains("there is no active account boss@example.com"), "{said}");
+    let mut child = command(&database, &["user", "create-superuser", "--email", "boss@example.com"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(format!("{PASSWORD}\n").as_bytes()).unwrap();
+    assert!(works(child.wait_with_output().unwrap()).contains("made superuser boss@example.com"));
+    let again = works(rowhouse(&database, &["user", "create-superuser", "--email", "boss@example.com"]));
+    assert!(again.contains("is a superuser now"), "{again}");
+    let create = ["tenant", "create", "--name", "Initech", "--owner", "boss@example.com"];
+    let said = works(rowhouse(&database, &create));
+    assert!(said.contains("made initech") && said.contains("in schema tenant_"), "{said}");
+    let said = fails(rowhouse(
+        &database,
+        &["tenant", "create", "--name", "X", "--slug", "initech", "--owner", "boss@example.com"],
+    ));
+    assert!(said.contains("taken"), "{said}");
+    let said = works(rowhouse(&database, &["tenant", "list"]));
+    assert!(said.contains("initech") && said.contains("1 organizations"), "{said}");
+    let said = works(rowhouse(&database, &["tenant", "show", "initech"]));
+    assert!(said.contains("boss@example.com as owner") && said.contains("work at version"), "{said}");
+    let said = fails(rowhouse(&database, &["tenant", "show", "hooli"]));
+    assert!(said.contains("rowhouse tenant list"), "{said}");
+}
+
+#[test]
+fn two_migrations_at_once_do_no_harm() {
+    let database = TestApp::fresh_database();
+    let children: Vec<Child> = (0..4)
+        .map(|_| {
+            command(&database, &["migrate"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        })
+        .collect();
+    for child in children {
+        works(child.wait_with_output().unwrap());
+    }
+    works(rowhouse(&database, &["doctor"]));
+}
+
+#[test]
+fn mistakes_in_the_configuration_are_named() {
+    let mut missing = command("", &["migrate"]);
+    missing.env_remove("DATABASE_URL");
+    let said = fails(missing.output().unwrap());
+    assert!(said.contains("database.url") && said.contains("DATABASE_URL"), "{said}");
+    let mut short = command("postgres://a@127.0.0.1:1/b", &["config"]);
+    let said = fails(short.env("ROWHOUSE_SECRET_KEY", "short").output().unwrap());
+    assert!(said.contains("openssl rand -base64 32"), "{said}");
+    let mut wrong = command("postgres://a@127.0.0.1:1/b", &["config"]);
+    let said = fails(wrong.env("DATABASE_POOL_SIZE", "many").output().unwrap());
+    assert!(said.contains("DATABASE_POOL_SIZE"), "{said}");
+    let said = fails(rowhouse("not an address", &["migrate"]));
+    assert!(said.contains("DATABASE_URL"), "{said}");
+    let said = fails(rowhouse("postgres://nobody:hidden-word@127.0.0.1:1/none", &["doctor"]));
+    assert!(said.contains("cannot be reached") && !said.contains("hidden-word"), "{said}");
+}
+
+#[test]
+fn the_configuration_is_shown_without_secrets() {
+    let said = works(rowhouse("postgres://someone:hidden-word@db.example.com/rows", &["config"]));
+    assert!(said.contains("db.example.com:5432/rows as someone"), "{said}");
+    assert!(!said.contains("hidden-word") && !said.contains(SECRET_KEY), "{said}");
+    let template = works(rowhouse("", &["config", "--template"]));
+    assert!(template.contains("openssl rand -base64 32") && template.contains("[tenancy]"), "{template}");
+}
+
+#[test]
+fn the_document_is_written_and_checked() {
+    let dir = std::env::temp_dir().join(format!("rowhouse-openapi-{}", std::process::id()));
+    let path = dir.to_str().unwrap();
+    works(rowhouse("", &["openapi", "--dir", path]));
+    works(rowhouse("", &["openapi", "--check", "--dir", path]));
+    let file = dir.join("openapi.json");
+    let changed = fs::read_to_string(&file).unwrap().replace("List projects.", "List things.");
+    fs::write(&file, changed).unwrap();
+    let said = fails(rowhouse("", &["openapi", "--check", "--dir", path]));
+    assert!(said.contains("run `rowhouse openapi`"), "{said}");
+    fs::remove_dir_all(dir).unwrap();
+}
+
+/// A folder for `rowhouse dev`, empty.
+pub fn home(name: &str) -> PathBuf {
+    let home = std::env::temp_dir().join(format!("rowhouse-dev-{name}-{}", std::process::id()));
+    let _ = fs::remove_dir_all(&home);
+    home
+}
+
+/// A running `rowhouse dev`.
+pub struct Dev {
+    child: Child,
+    home: PathBuf,
+    pub port: u16,
+    lines: mpsc::Receiver<String>,
+}
+
+impl Dev {
+    fn start(home: &Path, args: &[&str]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rowhouse"));
+        command.arg("dev").arg("--home").arg(home).args(["--port", "18080"]).args(args);
+        Self::follow(command, home)
+    }
+
+    /// As the README says it.
+    pub fn make(home: &Path) -> Self {
+        let mut command = Command::new("make");
+        command.current_dir(env!("CARGO_MANIFEST_DIR")).arg("dev");
+        command.arg(format!("ARGS=--home {} --port 18080", home.display()));
+        Self::follow(command, home)
+    }
+
+    fn follow(mut command: Command, home: &Path) -> Self {
+        use std::os::unix::process::CommandExt;
+        // A group of its own, so that a signal can be sent as a terminal sends it.
+        let mut child = command.process_group(0).stdout(Stdio::piped()).spawn().unwrap();
+        let (line, lines) = mpsc::channel();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        std::thread::spawn(move || {
+            output.lines().map_while(Result::ok).for_each(|text| drop(line.send(text)))
+        });
+        let mut dev = Self { child, home: home.to_owned(), port: 0, lines };
+        let address = dev.wait_for("  API ");
+        dev.port = address.rsplit("localhost:").next().unwrap().split('/').next().unwrap().parse().unwrap();
+        dev.wait_for("Ctrl-C");
+        dev
+    }
+
+    fn wait_for(&self, text: &str) -> String {
+        let mut seen = String::new();
+        let started = Instant::now();
+        while let Ok(line) =
+            self.lines.recv_timeout(Duration::from_secs(300).saturating_sub(started.elapsed()))
+        {
+            if line.contains(text) {
+                return line;
+            }
+            seen = format!("{seen}\n{line}");
+        }
+        panic!("{text:?} was never printed: {seen}");
+    }
+
+    fn signal(&self, name: &str) {
+        let group = format!("-{}", self.child.id());
+        assert!(Command::new("kill").args([&format!("-{name}"), "--", &group]).status().unwrap().success());
+    }
+
+    /// Asks it to stop, and checks that nothing is left running.
+    pub fn stop(mut self) {
+        self.signal("TERM");
+        self.wait_for("Stopped.");
+        self.child.wait().unwrap();
+        self.nothing_runs();
+        let _ = fs::remove_dir_all(&self.home);
+    }
+
+    fn nothing_runs(&self) {
+        let started = Instant::now();
+        let pattern = self.home.join("postgres").display().to_string();
+        while Command::new("pgrep").args(["-f", &pattern]).output().unwrap().status.success() {
+            assert!(started.elapsed() < Duration::from_secs(15), "Postgres still runs over {pattern}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    fn projects(&self) -> i64 {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async {
+            let api = format!("http://127.0.0.1:{}/api/v1", self.port);
+            let client = reqwest::Client::builder().no_proxy().build().unwrap();
+            let body = json!({"email": "olivia@acme.example", "password": PASSWORD});
+            let request = client.post(format!("{api}/auth/login")).json(&body);
+            let login: Value = request.send().await.unwrap().json().await.unwrap();
+            let acme = |request: reqwest::RequestBuilder| {
+                request.bearer_auth(login["access_token"].as_str().unwrap()).header("host", "acme.localhost")
+            };
+            let made = acme(client.post(format!("{api}/projects"))).json(&json!({"name": "Another"}));
+            assert_eq!(made.send().await.unwrap().status(), 201);
+            let list: Value =
+                acme(client.get(format!("{api}/projects"))).send().await.unwrap().json().await.unwrap();
+            list["total"].as_i64().unwrap()
+        })
+    }
+}
+
+impl Drop for Dev {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+    }
+}
+
+#[test]
+fn dev_starts_stops_goes_on_recovers_and_starts_over() {
+    let home = home("life");
+    let dev = Dev::start(&home, &[]);
+    assert_eq!(dev.projects(), 4);
+    // A second one in the same folder is refused; other commands find the database.
+    let second =
+        Command::new(env!("CARGO_BIN_EXE_rowhouse")).args(["dev", "--home"]).arg(&home).output().unwrap();
+    assert!(fails(second).contains("already runs"));
+    let config = home.join("rowhouse.toml");
+    let mut list = command("", &["tenant", "list"]);
+    list.env_remove("DATABASE_URL").env_remove("ROWHOUSE_SECRET_KEY").env("ROWHOUSE_CONFIG", &config);
+    let said = works(list.output().unwrap());
+    assert!(said.contains("acme") && said.contains("globex"), "{said}");
+    // Ctrl-C, as a terminal sends it to the whole group.
+    let mut dev = dev;
+    dev.signal("INT");
+    dev.wait_for("Stopped.");
+    assert!(dev.child.wait().unwrap().success());
+    dev.nothing_runs();
+
+    // The data is there again; then the process is killed without a chance to clean up.
+    let mut dev = Dev::start(&home, &[]);
+    assert_eq!(dev.projects(), 5);
+    dev.child.kill().unwrap();
+    dev.child.wait().unwrap();
+    let dev = Dev::start(&home, &[]);
+    assert_eq!(dev.projects(), 6);
+    let mut dev = dev;
+    dev.signal("KILL");
+    dev.child.wait().unwrap();
+
+    let dev = Dev::start(&home, &["--reset"]);
+    assert_eq!(dev.projects(), 4);
+    dev.stop();
+}

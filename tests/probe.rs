@@ -1,0 +1,194 @@
+//! Every operation of the API document, tried by everybody: a new endpoint cannot be forgotten.
+
+use reqwest::Method;
+use rowhouse::{
+    api::DOCUMENT,
+    auth::{Permission, Role},
+};
+use serde_json::{Value, json};
+
+use crate::support::{Answer, Client, Person, Team, TestApp};
+
+/// One operation as the document tells it.
+struct Operation {
+    id: String,
+    method: Method,
+    path: String,
+    /// A permission, `authenticated` or `public`.
+    needs: String,
+    body: Option<Value>,
+    headers: Vec<String>,
+}
+
+impl Operation {
+    fn permission(&self) -> Option<Permission> {
+        self.needs.parse().ok()
+    }
+
+    fn about_one_organization(&self) -> bool {
+        self.path.starts_with("/organizations/{")
+    }
+}
+
+fn operations() -> Vec<Operation> {
+    let mut all = Vec::new();
+    for (path, methods) in DOCUMENT.value["paths"].as_object().unwrap() {
+        for (method, operation) in methods.as_object().unwrap() {
+            let schema =
+                &operation["requestBody"]["content"]["application/json; charset=utf-8"]["schema"]["$ref"];
+            let body = schema.as_str().map(|name| {
+                let name = name.rsplit('/').next().unwrap();
+                DOCUMENT.value["components"]["schemas"][name]["example"].clone()
+            });
+            let headers = operation["parameters"].as_array().into_iter().flatten();
+            all.push(Operation {
+                id: operation["operationId"].as_str().unwrap().into(),
+                method: method.to_uppercase().parse().unwrap(),
+                path: path.clone(),
+                needs: operation["x-permission"].as_str().unwrap().into(),
+                body,
+                headers: headers
+                    .filter(|parameter| parameter["in"] == "header")
+                    .map(|parameter| parameter["name"].as_str().unwrap().to_owned())
+                    .collect(),
+            });
+        }
+    }
+    assert!(all.len() > 20, "{} operations", all.len());
+    all
+}
+
+/// What the operation acts on, fresh and owned by the one who tries.
+async fn target(team: &Team, operation: &Operation, who: &Person) -> (String, Option<Value>) {
+    let mut path = operation.path.replace("{organization_id}", &team.id);
+    let mut body = operation.body.clone();
+    let needs_project =
+        path.contains("{project_id}") || path.contains("{task_id}") || operation.id == "create_task";
+    if needs_project {
+        let project = json!({"name": "Target", "owner_id": who.id});
+        let project = team.owner.post("/projects", project).await.expect(201);
+        path = path.replace("{project_id}", project["id"].as_str().unwrap());
+        if path.contains("{task_id}") {
+            let task = team.task(&project, "Target").await;
+            path = path.replace("{task_id}", task["id"].as_str().unwrap());
+        }
+        if let Some(id) = body.as_mut().and_then(|body| body.get_mut("project_id")) {
+            *id = project["id"].clone();
+        }
+    }
+    if path.contains("{user_id}") {
+        path = path.replace("{user_id}", &team.join(Role::Viewer).await.id);
+    }
+    assert!(!path.contains('{'), "the probe does not know how to fill {path}");
+    (path, body)
+}
+
+async fn send(client: &Client, operation: &Operation, path: &str, body: &Option<Value>) -> Answer {
+    let request = client.request(operation.method.clone(), path);
+    Answer::of(match body {
+        Some(body) => request.json(body),
+        None => request,
+    })
+    .await
+}
+
+#[tokio::test]
+async fn anonymous_callers_get_in_nowhere_but_where_it_says_public() {
+    let app = TestApp::shared();
+    let team = app.team().await;
+    for operation in operations() {
+        let (path, body) = target(&team, &operation, &team.founder).await;
+        let client = if operation.about_one_organization() {
+            app.anonymous()
+        } else {
+            app.anonymous().within(&team.id)
+        };
+        let answer = send(&client, &operation, &path, &body).await;
+        if operation.needs == "public" {
+            assert!(!answer.status.is_server_error(), "{}: {}", operation.id, answer.text);
+        } else {
+            answer.refused(401, "AUTH_FAILED");
+        }
+    }
+}
+
+#[tokio::test]
+async fn each_role_may_do_what_its_permissions_say_and_nothing_else() {
+    let app = TestApp::shared();
+    for operation in operations() {
+        let Some(permission) = operation.permission() else { continue };
+        let team = app.team().await;
+        // The owner comes last: some operations end the organization.
+        for role in [Role::Viewer, Role::Member, Role::Manager, Role::Admin, Role::Owner] {
+            let person = team.join(role).await;
+            let (path, body) = target(&team, &operation, &person).await;
+            let answer = send(&person.client, &operation, &path, &body).await;
+            let (status, id) = (answer.status.as_u16(), &operation.id);
+            if role.permissions().contains(permission) {
+                assert!((200..300).contains(&status) || status == 409, "{id} as {role}: {}", answer.text);
+            } else {
+                assert_eq!(status, 403, "{id} as {role}");
+                let error = answer.refused(403, "PERMISSION_DENIED");
+                assert!(error["message"].as_str().unwrap().contains(permission.name()));
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn nobody_reaches_into_another_organization() {
+    let app = TestApp::shared();
+    let (team, rival) = (app.team().await, app.team().await);
+    for operation in operations().iter().filter(|operation| operation.permission().is_some()) {
+        let (path, body) = target(&team, operation, &team.founder).await;
+        let id = &operation.id;
+        // With the other's name: it does not exist.
+        let inside = rival.founder.client.within(&team.id);
+        assert_eq!(send(&inside, operation, &path, &body).await.status, 404, "{id} under the other's name");
+        // With one's own name and the other's objects.
+        let answer = send(&rival.owner, operation, &path, &body).await;
+        if operation.about_one_organization() {
+            answer.refused(400, "TENANT_MISMATCH");
+        } else if operation.path.contains('{') {
+            answer.refused(404, "NOT_FOUND");
+        } else if operation.id == "create_task" {
+            answer.refused(400, "VALIDATION_ERROR");
+        }
+    }
+    assert_eq!(team.owner.get(&team.path("/members")).await.expect(200)["data"][0]["role"], "owner");
+}
+
+#[tokio::test]
+async fn every_change_of_one_object_honours_if_match() {
+    let app = TestApp::shared();
+    for operation in operations() {
+        let changes = [Method::PUT, Method::PATCH, Method::DELETE].contains(&operation.method);
+        let documented = operation.headers.iter().any(|name| name == "If-Match");
+        assert_eq!(changes, documented, "{}", operation.id);
+        if changes {
+            let team = app.team().await;
+            let (path, body) = target(&team, &operation, &team.founder).await;
+            let answer = send(&team.owner.header("if-match", "\"v999\""), &operation, &path, &body).await;
+            answer.refused(412, "PRECONDITION_FAILED");
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_post_honours_an_idempotency_key() {
+    let app = TestApp::shared();
+    for operation in operations() {
+        let documented = operation.headers.iter().any(|name| name == "Idempotency-Key");
+        assert_eq!(operation.method == Method::POST, documented, "{}", operation.id);
+        // Without a session there is nothing left to be replayed to.
+        if documented && operation.needs != "public" && operation.id != "logout" {
+            let team = app.team().await;
+            let (path, body) = target(&team, &operation, &team.founder).await;
+            let client = team.owner.header("idempotency-key", "probe");
+            let first = send(&client, &operation, &path, &body).await;
+            let second = send(&client, &operation, &path, &body).await;
+            assert_eq!((first.status, &first.text), (second.status, &second.text), "{}", operation.id);
+            assert_eq!(second.header("idempotent-replayed"), "true", "{}", operation.id);
+        }
+    }
+}

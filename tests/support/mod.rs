@@ -1,0 +1,393 @@
+//! A server to test, and people who use it.
+
+use std::{
+    sync::{
+        Arc, LazyLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use reqwest::{Method, StatusCode, header::HeaderMap};
+use rowhouse::{
+    app::App,
+    auth::Role,
+    cli::postgres::{Keeping, PrivatePostgres},
+    clock::Clock,
+    config::Config,
+    db::{Db, migrations::migrate_shared},
+    http,
+};
+use serde_json::{Value, json};
+use tokio::{net::TcpListener, runtime::Runtime};
+use uuid::Uuid;
+
+pub const PASSWORD: &str = "Correct-Horse-7-Battery";
+
+/// Servers live as long as the process, longer than any one test's runtime.
+static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+});
+
+/// One Postgres for the process; its files go when the process does, however it ends.
+static POSTGRES: LazyLock<PrivatePostgres> = LazyLock::new(|| {
+    on_the_servers_runtime(async {
+        let place = std::env::temp_dir().join(format!("rowhouse-test-{}", Uuid::now_v7().simple()));
+        PrivatePostgres::start(&place, Keeping::Nothing)
+            .await
+            .expect("`make test` installs Postgres where it is missing")
+    })
+});
+
+static SHARED: LazyLock<TestApp> = LazyLock::new(|| on_the_servers_runtime(TestApp::start_with(|_| {})));
+
+fn on_the_servers_runtime<T: Send>(work: impl Future<Output = T> + Send) -> T {
+    std::thread::scope(|scope| scope.spawn(|| RUNTIME.block_on(work)).join().expect("starting the server"))
+}
+
+/// A running server.
+#[derive(Clone)]
+pub struct TestApp {
+    pub app: Arc<App>,
+    /// `http://127.0.0.1:port`
+    pub base: String,
+    pub http: reqwest::Client,
+}
+
+impl TestApp {
+    /// The server that most tests share; organizations keep them apart.
+    pub fn shared() -> Self {
+        // A client belongs to the runtime of the test that uses it.
+        Self { http: client(), ..SHARED.clone() }
+    }
+
+    /// A server with a database and a configuration of its own.
+    pub fn with(change: impl FnOnce(&mut Config) + Send) -> Self {
+        LazyLock::force(&POSTGRES);
+        Self { http: client(), ..on_the_servers_runtime(Self::start_with(change)) }
+    }
+
+    /// The address of a new, empty database.
+    pub fn fresh_database() -> String {
+        let name = format!("test_{}", Uuid::now_v7().simple());
+        LazyLock::force(&POSTGRES);
+        let config = configuration(&name);
+        on_the_servers_runtime(async { Db::create_database_if_missing(&config.database).await.unwrap() });
+        database_url(&name)
+    }
+
+    /// A second instance over the same database.
+    pub fn beside(&self) -> Self {
+        let config = self.app.config.clone();
+        on_the_servers_runtime(Self::serve(config))
+    }
+
+    async fn start_with(change: impl FnOnce(&mut Config) + Send) -> Self {
+        let mut config = configuration(&format!("test_{}", Uuid::now_v7().simple()));
+        change(&mut config);
+        Db::create_database_if_missing(&config.database).await.unwrap();
+        let app = App::new(config.clone(), Clock::default()).unwrap();
+        migrate_shared(&app.db).await.unwrap();
+        Self::serve(config).await
+    }
+
+    async fn serve(config: Config) -> Self {
+        let app = App::new(config, Clock::default()).unwrap();
+        app.keys.load(app.clock.now()).await.unwrap();
+        app.directory.listen();
+        RUNTIME.spawn(rowhouse::tenancy::fleet::keep_spares(app.clone()));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        RUNTIME.spawn(http::serve(app.clone(), listener, std::future::pending()));
+        Self { app, base, http: client() }
+    }
+
+    /// Somebody without credentials.
+    pub fn anonymous(&self) -> Client {
+        Client { app: self.clone(), token: None, organization: None, headers: HeaderMap::new() }
+    }
+
+    /// A new account.
+    pub async fn person(&self) -> Person {
+        self.register(json!({})).await
+    }
+
+    async fn register(&self, more: Value) -> Person {
+        let mut body = json!({"email": unique_email(), "password": PASSWORD});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let answer = self.anonymous().post("/auth/register", body).await.expect(201);
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        Person {
+            id: text(&answer["user"]["id"]),
+            email: text(&answer["user"]["email"]),
+            access_token: text(&answer["access_token"]),
+            refresh_token: text(&answer["refresh_token"]),
+            client: self.anonymous().with_token(answer["access_token"].as_str().unwrap()),
+            organization: answer["organization"].clone(),
+        }
+    }
+
+    /// A new organization with its owner.
+    pub async fn team(&self) -> Team {
+        let owner = self.register(json!({"organization_name": "Test Team"})).await;
+        let (id, slug) =
+            (owner.organization["id"].as_str().unwrap(), owner.organization["slug"].as_str().unwrap());
+        Team {
+            app: self.clone(),
+            id: id.into(),
+            slug: slug.into(),
+            owner: owner.client.within(id),
+            founder: owner,
+        }
+    }
+
+    /// Runs a statement on the platform tables.
+    pub async fn sql(&self, sql: &str) {
+        let app = self.app.clone();
+        let sql = sql.to_owned();
+        let run = async move {
+            let tx = app.db.begin().await.unwrap();
+            tx.execute(&sql, &[]).await.unwrap();
+            tx.commit().await.unwrap();
+        };
+        RUNTIME.spawn(run).await.unwrap();
+    }
+
+    /// The one number that a statement on the platform tables answers.
+    pub async fn number(&self, sql: &str) -> i64 {
+        let app = self.app.clone();
+        let sql = sql.to_owned();
+        let run = async move {
+            let tx = app.db.begin().await.unwrap();
+            tx.query_one(&sql, &[]).await.unwrap().try_get(0).unwrap()
+        };
+        RUNTIME.spawn(run).await.unwrap()
+    }
+}
+
+fn client() -> reqwest::Client {
+    reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(60)).build().unwrap()
+}
+
+/// A configuration for a database of this name on the process's Postgres.
+pub fn configuration(database: &str) -> Config {
+    use confique::Config as _;
+    let text = format!(
+        "[database]\nurl = {:?}\npool_size = 4\n[auth]\nsecret_key = \"AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\"\n\
+         [tenancy]\nspare_schemas = 2\n",
+        database_url(database)
+    );
+    let layer: <Config as confique::Config>::Layer = toml::from_str(&text).unwrap();
+    Config::builder().preloaded(layer).load().unwrap()
+}
+
+/// The address of a database of this name on the process's Postgres.
+pub fn database_url(database: &str) -> String {
+    use secrecy::ExposeSecret;
+    POSTGRES.url(database).expose_secret().to_owned()
+}
+
+pub fn unique_email() -> String {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    format!("p{}-{}@example.com", COUNT.fetch_add(1, Ordering::Relaxed), Uuid::now_v7().simple())
+}
+
+/// An account and its first session.
+#[derive(Clone)]
+pub struct Person {
+    pub id: String,
+    pub email: String,
+    pub access_token: String,
+    pub refresh_token: String,
+    pub client: Client,
+    pub organization: Value,
+}
+
+/// An organization and its owner.
+#[derive(Clone)]
+pub struct Team {
+    pub app: TestApp,
+    pub id: String,
+    pub slug: String,
+    /// The owner's client, within the organization.
+    pub owner: Client,
+    pub founder: Person,
+}
+
+impl Team {
+    /// A new account that joins in this role; its client is within the organization.
+    pub async fn join(&self, role: Role) -> Person {
+        let mut person = self.app.person().await;
+        self.add(&person, role).await;
+        person.client = person.client.within(&self.id);
+        person
+    }
+
+    pub async fn add(&self, person: &Person, role: Role) {
+        self.app
+            .sql(&format!(
+                "insert into platform.organization_members (organization_id, user_id, role, joined_at, updated_at) \
+                 values ('{}', '{}', '{role}', now(), now())",
+                self.id, person.id
+            ))
+            .await;
+    }
+
+    pub async fn project(&self, name: &str) -> Value {
+        self.owner.post("/projects", json!({"name": name})).await.expect(201)
+    }
+
+    pub async fn task(&self, project: &Value, title: &str) -> Value {
+        self.owner.post("/tasks", json!({"project_id": project["id"], "title": title})).await.expect(201)
+    }
+
+    /// A path below the organization.
+    pub fn path(&self, rest: &str) -> String {
+        format!("/organizations/{}{rest}", self.id)
+    }
+}
+
+/// Sends requests as somebody, for some organization.
+#[derive(Clone)]
+pub struct Client {
+    pub app: TestApp,
+    token: Option<String>,
+    organization: Option<String>,
+    headers: HeaderMap,
+}
+
+impl Client {
+    pub fn with_token(&self, token: &str) -> Self {
+        Self { token: Some(token.into()), ..self.clone() }
+    }
+
+    pub fn within(&self, organization: &str) -> Self {
+        Self { organization: Some(organization.into()), ..self.clone() }
+    }
+
+    pub fn header(&self, name: &'static str, value: &str) -> Self {
+        let mut client = self.clone();
+        client.headers.insert(name, value.parse().unwrap());
+        client
+    }
+
+    /// The same person at another instance.
+    pub fn at(&self, app: &TestApp) -> Self {
+        Self { app: app.clone(), ..self.clone() }
+    }
+
+    pub fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+        let url = match path.starts_with("/health")
+            || path.starts_with("/ready")
+            || path.starts_with("/openapi")
+            || path.starts_with("/docs")
+            || path.starts_with("/.well-known")
+        {
+            true => format!("{}{path}", self.app.base),
+            false => format!("{}/api/v1{path}", self.app.base),
+        };
+        let mut request = self.app.http.request(method, url).headers(self.headers.clone());
+        if let Some(token) = &self.token {
+            request = request.bearer_auth(token);
+        }
+        if let Some(organization) = &self.organization {
+            request = request.header("x-organization-id", organization);
+        }
+        request
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        Answer::of(self.request(Method::GET, path)).await
+    }
+
+    pub async fn post(&self, path: &str, body: Value) -> Answer {
+        Answer::of(self.request(Method::POST, path).json(&body)).await
+    }
+
+    pub async fn patch(&self, path: &str, body: Value) -> Answer {
+        Answer::of(self.request(Method::PATCH, path).json(&body)).await
+    }
+
+    pub async fn delete(&self, path: &str) -> Answer {
+        Answer::of(self.request(Method::DELETE, path)).await
+    }
+
+    /// A body that is sent as it is.
+    pub async fn raw(
+        &self,
+        method: Method,
+        path: &str,
+        kind: &str,
+        body: impl Into<reqwest::Body>,
+    ) -> Answer {
+        Answer::of(self.request(method, path).header("content-type", kind).body(body)).await
+    }
+}
+
+/// What came back.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub text: String,
+}
+
+impl Answer {
+    pub async fn of(request: reqwest::RequestBuilder) -> Self {
+        let response = request.send().await.expect("the server answers");
+        let (status, headers) = (response.status(), response.headers().clone());
+        Self { status, headers, text: response.text().await.expect("the answer is text") }
+    }
+
+    /// The body, if the status is this one.
+    #[track_caller]
+    pub fn expect(self, status: u16) -> Value {
+        assert_eq!(self.status.as_u16(), status, "{}", self.text);
+        if self.text.is_empty() { Value::Null } else { self.json() }
+    }
+
+    /// Checks the status and the code of an error, and that it has the one shape.
+    #[track_caller]
+    pub fn refused(self, status: u16, code: &str) -> Value {
+        assert_eq!(self.status.as_u16(), status, "{}", self.text);
+        assert_eq!(self.headers["content-type"], "application/json; charset=utf-8");
+        let body = self.json();
+        let error = &body["error"];
+        assert_eq!(body["success"], false, "{body}");
+        assert_eq!(error["code"], code, "{body}");
+        assert!(error["message"].as_str().is_some_and(|text| !text.is_empty()), "{body}");
+        assert!(error["fields"].is_array() && error.get("details").is_some(), "{body}");
+        assert_eq!(error["request_id"].as_str(), self.headers["x-request-id"].to_str().ok(), "{body}");
+        error.clone()
+    }
+
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {}", self.text))
+    }
+}
+
+/// Asks again until the answer satisfies, for at most a second.
+pub async fn within_a_second<F, Fut>(what: &str, ask: F)
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = bool>,
+{
+    within(1, what, ask).await;
+}
+
+/// Asks again until the answer satisfies, for at most so many seconds.
+pub async fn within<F, Fut>(seconds: u64, what: &str, mut ask: F)
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = bool>,
+{
+    let started = std::time::Instant::now();
+    while !ask().await {
+        assert!(started.elapsed() < Duration::from_secs(seconds), "not within {seconds} s: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
