@@ -47,7 +47,7 @@ pub struct Directory {
     db: Db,
     pub(super) door: Arc<TenantDoor>,
     cache: Arc<Cache>,
-    /// Says that a spare schema was taken, so that the keeper of the stock looks at once.
+    /// Wakes the keeper of the stock of spare schemas.
     pub(super) spare_taken: Notify,
 }
 
@@ -93,10 +93,12 @@ impl Directory {
         });
     }
 
-    /// Drops what this instance holds of an organization, right after it changed here: the caller's
-    /// next request should not have to wait for the notice.
+    /// To be called when a change of an organization has been committed here. This instance drops
+    /// what it holds of it, as the caller's next request should not have to wait for the notice, and
+    /// looks at its stock of spare schemas, as the organization may be new.
     pub fn forget(&self, organization: Uuid) {
         self.cache.forget(organization);
+        self.spare_taken.notify_one();
     }
 
     pub(super) async fn find(&self, key: &Key) -> Result<Option<Tenant>> {

@@ -42,7 +42,6 @@ pub async fn begin_with_schema(db: &Db, directory: &Directory) -> Result<(Platfo
     for _ in 0..20 {
         let tx = db.begin().await?;
         if let Some(schema) = take_spare(&tx, &sets).await? {
-            directory.spare_taken.notify_one();
             return Ok((tx, schema));
         }
         drop(tx);
