@@ -209,7 +209,9 @@ pub struct Document {
 
 /// Made once: what `/openapi.json`, `/docs`, `rowhouse openapi` and the tests show.
 pub static DOCUMENT: LazyLock<Document> = LazyLock::new(|| {
-    let mut value: Value = serde_json::from_str(&service().spec()).expect("poem-openapi writes JSON");
+    // The one name of poem-openapi's that is not a format of the standard.
+    let spec = service().spec().replace("\"naive-date\"", "\"date\"");
+    let mut value: Value = serde_json::from_str(&spec).expect("poem-openapi writes JSON");
     complete(&mut value);
     let json = serde_json::to_string_pretty(&value).expect("a value can be written") + "\n";
     let yaml = serde_yaml::to_string(&value).expect("a value can be written");
@@ -219,11 +221,29 @@ pub static DOCUMENT: LazyLock<Document> = LazyLock::new(|| {
 /// Adds what poem-openapi does not know: permissions, each operation's errors, and the headers that
 /// the HTTP ground handles for every endpoint.
 fn complete(document: &mut Value) {
+    if let Some(schemas) = document["components"]["schemas"].as_object_mut() {
+        schemas.values_mut().for_each(complete_schema);
+    }
     let Some(paths) = document["paths"].as_object_mut() else { return };
     for (path, operations) in paths.iter_mut() {
         let Some(operations) = operations.as_object_mut() else { continue };
         for (method, operation) in operations.iter_mut() {
             complete_operation(path, method, operation);
+        }
+    }
+}
+
+/// Says of what may be absent that it may be null as well.
+fn complete_schema(schema: &mut Value) {
+    let required: Vec<Value> = schema["required"].as_array().cloned().unwrap_or_default();
+    let Some(properties) = schema["properties"].as_object_mut() else { return };
+    for (name, property) in properties {
+        if !required.contains(&name.as_str().into()) {
+            // Beside a `$ref` nothing else counts.
+            if property.get("$ref").is_some() {
+                *property = json!({"allOf": [property.clone()]});
+            }
+            property["nullable"] = true.into();
         }
     }
 }

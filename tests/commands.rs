@@ -212,8 +212,8 @@ impl Dev {
     }
 
     fn signal(&self, name: &str) {
-        let group = format!("-{}", self.child.id());
-        assert!(Command::new("kill").args([&format!("-{name}"), "--", &group]).status().unwrap().success());
+        let kill = format!("kill -{name} -- -{}", self.child.id());
+        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
     }
 
     /// Asks it to stop, and checks that nothing is left running.
@@ -225,11 +225,12 @@ impl Dev {
         let _ = fs::remove_dir_all(&self.home);
     }
 
+    /// Postgres removes its note when it has stopped.
     fn nothing_runs(&self) {
         let started = Instant::now();
-        let pattern = self.home.join("postgres").display().to_string();
-        while Command::new("pgrep").args(["-f", &pattern]).output().unwrap().status.success() {
-            assert!(started.elapsed() < Duration::from_secs(15), "Postgres still runs over {pattern}");
+        let note = self.home.join("postgres/data/postmaster.pid");
+        while note.exists() {
+            assert!(started.elapsed() < Duration::from_secs(15), "Postgres still runs: {}", note.display());
             std::thread::sleep(Duration::from_millis(100));
         }
     }

@@ -24,8 +24,9 @@ pub async fn run() -> anyhow::Result<()> {
 /// Starts what runs beside the requests; it ends when the result is dropped.
 pub async fn start(app: &Arc<App>) -> anyhow::Result<tokio::task::JoinSet<()>> {
     app.keys.load(app.clock.now()).await?;
-    app.directory.listen();
     let mut background = tokio::task::JoinSet::new();
+    let listening = app.clone();
+    background.spawn(async move { listening.directory.listen().await });
     background.spawn(fleet::keep_spares(app.clone()));
     background.spawn(sweep(app.clone()));
     Ok(background)

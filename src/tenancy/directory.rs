@@ -46,7 +46,7 @@ pub(super) enum Key {
 pub struct Directory {
     db: Db,
     pub(super) door: Arc<TenantDoor>,
-    cache: Arc<Cache>,
+    cache: Cache,
     /// Wakes the keeper of the stock of spare schemas.
     pub(super) spare_taken: Notify,
 }
@@ -66,31 +66,28 @@ struct Cached {
 
 impl Directory {
     pub fn new(db: Db, door: TenantDoor) -> Self {
-        Self { db, door: Arc::new(door), cache: Arc::default(), spare_taken: Notify::new() }
+        Self { db, door: Arc::new(door), cache: Cache::default(), spare_taken: Notify::new() }
     }
 
-    /// Starts hearing of changes, which makes caching safe. Ends with the runtime.
-    pub fn listen(&self) {
-        let cache = self.cache.clone();
+    /// Hears of changes, which makes caching safe, until it is dropped.
+    pub async fn listen(&self) {
         let mut heard = self.db.listen(&[CHANNEL]);
-        tokio::spawn(async move {
-            while let Some(news) = heard.recv().await {
-                match news {
-                    Heard::Connected => {
-                        cache.clear();
-                        cache.listening.store(true, Ordering::SeqCst);
-                    }
-                    Heard::Lost => {
-                        cache.listening.store(false, Ordering::SeqCst);
-                        cache.clear();
-                    }
-                    Heard::Notice { payload, .. } => match payload.parse() {
-                        Ok(organization) => cache.forget(organization),
-                        Err(_) => cache.clear(),
-                    },
+        while let Some(news) = heard.recv().await {
+            match news {
+                Heard::Connected => {
+                    self.cache.clear();
+                    self.cache.listening.store(true, Ordering::SeqCst);
                 }
+                Heard::Lost => {
+                    self.cache.listening.store(false, Ordering::SeqCst);
+                    self.cache.clear();
+                }
+                Heard::Notice { payload, .. } => match payload.parse() {
+                    Ok(organization) => self.cache.forget(organization),
+                    Err(_) => self.cache.clear(),
+                },
             }
-        });
+        }
     }
 
     /// To be called when a change of an organization has been committed here. This instance drops

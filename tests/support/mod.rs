@@ -94,7 +94,8 @@ impl TestApp {
     async fn serve(config: Config) -> Self {
         let app = App::new(config, Clock::default()).unwrap();
         app.keys.load(app.clock.now()).await.unwrap();
-        app.directory.listen();
+        let listening = app.clone();
+        RUNTIME.spawn(async move { listening.directory.listen().await });
         RUNTIME.spawn(rowhouse::tenancy::fleet::keep_spares(app.clone()));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base = format!("http://{}", listener.local_addr().unwrap());
