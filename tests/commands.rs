@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::{Value, json};
 
 use crate::support::{PASSWORD, TestApp};
@@ -211,14 +212,14 @@ impl Dev {
         panic!("{text:?} was never printed: {seen}");
     }
 
-    fn signal(&self, name: &str) {
-        let kill = format!("kill -{name} -- -{}", self.child.id());
-        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    fn signal(&self, signal: Signal) {
+        let group = Pid::from_raw(self.child.id() as i32).unwrap();
+        kill_process_group(group, signal).unwrap();
     }
 
     /// Asks it to stop, and checks that nothing is left running.
     pub fn stop(mut self) {
-        self.signal("TERM");
+        self.signal(Signal::TERM);
         self.wait_for("Stopped.");
         self.child.wait().unwrap();
         self.nothing_runs();
@@ -277,7 +278,7 @@ fn dev_starts_stops_goes_on_recovers_and_starts_over() {
     assert!(said.contains("acme") && said.contains("globex"), "{said}");
     // Ctrl-C, as a terminal sends it to the whole group.
     let mut dev = dev;
-    dev.signal("INT");
+    dev.signal(Signal::INT);
     dev.wait_for("Stopped.");
     assert!(dev.child.wait().unwrap().success());
     dev.nothing_runs();
@@ -290,7 +291,7 @@ fn dev_starts_stops_goes_on_recovers_and_starts_over() {
     let dev = Dev::start(&home, &[]);
     assert_eq!(dev.projects(), 6);
     let mut dev = dev;
-    dev.signal("KILL");
+    dev.signal(Signal::KILL);
     dev.child.wait().unwrap();
 
     let dev = Dev::start(&home, &["--reset"]);
