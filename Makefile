@@ -44,12 +44,3 @@ openapi: ## Write the OpenAPI documents to openapi/
 .PHONY: release
 release: ## Build the optimised binary
 	@cargo build --release --locked
-
-.PHONY: clean-dev
-clean-dev: ## Delete the local database and everything else in .rowhouse
-	@for file in $$(find .rowhouse -name postmaster.pid 2>/dev/null); do \
-	  if kill -0 "$$(head -n 1 "$$file")" 2>/dev/null; then \
-	    echo "A Postgres is running there ($$file): stop \`make dev\` first." >&2; exit 1; \
-	  fi; \
-	done
-	@rm -rf .rowhouse

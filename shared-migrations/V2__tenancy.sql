@@ -3,7 +3,7 @@ create table platform.tenant_schemas (
     id uuid primary key,
     state text not null,
     created_at timestamptz not null default now(),
-    constraint tenant_schemas_state check (state in ('building', 'spare', 'taken'))
+    constraint tenant_schemas_state check (state in ('spare', 'taken'))
 );
 
 create index tenant_schemas_spare on platform.tenant_schemas (id) where state = 'spare';

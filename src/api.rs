@@ -127,6 +127,25 @@ fn operations_of(path: &str) -> Option<&'static Map<String, Value>> {
     operations.as_object()
 }
 
+/// What an operation asks of its caller.
+pub enum Needs {
+    Nothing,
+    User,
+    Permission(Permission),
+}
+
+/// What the document says that the operation behind a request needs; `None` where there is none.
+pub fn needs_of(request: &Request) -> Option<Needs> {
+    let path = request.original_uri().path().strip_prefix(BASE)?;
+    let method = request.method().as_str().to_ascii_lowercase();
+    let needs = operations_of(path)?.get(&method)?["x-permission"].as_str()?;
+    Some(match needs {
+        "public" => Needs::Nothing,
+        "authenticated" => Needs::User,
+        permission => Needs::Permission(permission.parse().ok()?),
+    })
+}
+
 fn check_query(method: &Method, path: &str, query: &str) -> Result<()> {
     let method = method.as_str().to_ascii_lowercase();
     let method = if method == "head" { "get" } else { method.as_str() };

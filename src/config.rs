@@ -1,7 +1,7 @@
 //! Configuration: read once, from the environment and an optional TOML file.
 //!
 //! The environment wins over the file (`ROWHOUSE_CONFIG`, else `rowhouse.toml` where it exists),
-//! and that over what `rowhouse dev` left in `.rowhouse/rowhouse.toml`.
+//! where neither is given, what `rowhouse dev` left in `.rowhouse/rowhouse.toml` is used.
 //! `rowhouse config` prints what is in force, and from where each value can be set.
 
 use std::path::{Path, PathBuf};
@@ -35,6 +35,9 @@ pub struct DatabaseConfig {
     /// Address of the Postgres database, 15 or newer: postgres://user:password@host:port/name
     #[config(env = "DATABASE_URL")]
     pub url: SecretString,
+    /// Where to hear of changes, if url leads to a pooler in transaction mode: the server itself.
+    #[config(env = "DATABASE_LISTEN_URL")]
+    pub listen_url: Option<SecretString>,
     /// Certificates (PEM) to trust besides the public authorities, for sslmode=require.
     #[config(env = "DATABASE_CA_FILE")]
     pub ca_file: Option<PathBuf>,
@@ -121,7 +124,11 @@ impl Config {
             }
             None => PathBuf::from("rowhouse.toml"),
         };
-        Self::finish(Self::builder().env().file(file).file(DEV_FILE))
+        // All of the development settings or none: a real database must not meet the key of another.
+        let own = file.is_file()
+            || ["DATABASE_URL", "ROWHOUSE_SECRET_KEY"].iter().any(|name| std::env::var_os(name).is_some());
+        let sources = Self::builder().env().file(file);
+        Self::finish(if own { sources } else { sources.file(DEV_FILE) })
     }
 
     /// What `rowhouse dev` runs on: the file that it wrote wins over the environment, which may be
@@ -131,10 +138,11 @@ impl Config {
     }
 
     fn finish(sources: confique::Builder<Self>) -> anyhow::Result<Self> {
-        let config = sources
+        let mut config = sources
             .load()
             .map_err(|error| anyhow::anyhow!("{}", with_variable(&error.to_string())))
             .context("the configuration is incomplete; `rowhouse config --template` shows every setting")?;
+        config.http.base_domain = config.http.base_domain.to_lowercase();
         config.check()?;
         Ok(config)
     }
@@ -168,7 +176,7 @@ impl Config {
     pub fn masked(&self) -> String {
         let Self { database, http, auth, tenancy, log } = self;
         format!(
-            "[database]\nurl = {:?}  # {}\nca_file = {:?}\npool_size = {}\npool_wait_seconds = {}\n\n\
+            "[database]\nurl = {:?}  # {}\nlisten_url = {:?}\nca_file = {:?}\npool_size = {}\npool_wait_seconds = {}\n\n\
              [http]\nlisten = {:?}\nbase_domain = {:?}\ncors_origins = {:?}\nbody_limit = {}\n\
              request_timeout_seconds = {}\nshutdown_seconds = {}\n\n\
              [auth]\nsecret_key = \"********\"\nissuer = {:?}\naccess_token_minutes = {}\n\
@@ -176,6 +184,7 @@ impl Config {
              [tenancy]\nspare_schemas = {}\n\n[log]\nlevel = {:?}\nformat = {:?}\n",
             "********",
             crate::db::describe(&database.url),
+            database.listen_url.as_ref().map(crate::db::describe).unwrap_or_default(),
             database.ca_file.as_deref().unwrap_or(Path::new("")),
             database.pool_size,
             database.pool_wait_seconds,

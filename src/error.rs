@@ -370,6 +370,9 @@ impl From<tokio_postgres::Error> for Error {
             "0A000" if error.to_string().contains("cached plan") => {
                 Self::unavailable("The organization was just migrated. Try again.", 1).caused_by(error)
             }
+            "22003" | "22008" => {
+                Self::new(Code::Validation, "A number or date is out of range.").caused_by(error)
+            }
             "22021" | "22P05" => {
                 Self::new(Code::Validation, "Text may not hold the character U+0000.").caused_by(error)
             }

@@ -5,6 +5,7 @@
 
 use std::str::FromStr;
 
+use chrono::{Datelike, NaiveDate};
 use poem_openapi::{Object, types::MaybeUndefined};
 use rust_decimal::Decimal;
 use serde::{Deserialize, Serialize};
@@ -414,6 +415,16 @@ impl AsRef<str> for Amount {
 // Stored as `numeric` through `decimal()`; the text form is for the wire.
 text!([] Amount, string_schema(None, Some(r"^-?\d{1,15}(\.\d{1,4})?$"), 1, 21));
 text_serialize!([] Amount);
+
+/// Refuses dates that cannot be written as RFC 3339 does, in four digits of a year.
+pub fn check_year(field: &str, date: Option<NaiveDate>) -> Result<(), Error> {
+    match date {
+        Some(date) if !(1..=9999).contains(&date.year()) => {
+            Err(Error::invalid(field, "must be a date from year 1 to 9999"))
+        }
+        _ => Ok(()),
+    }
+}
 
 /// An amount in a currency.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, Object)]

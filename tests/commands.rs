@@ -12,7 +12,7 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::{Value, json};
 
-use crate::support::{PASSWORD, TestApp};
+use crate::support::{PASSWORD, TestApp, within};
 
 const SECRET_KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 
@@ -79,7 +79,8 @@ fn an_empty_database_becomes_an_installation_step_by_step() {
         .unwrap();
     child.stdin.take().unwrap().write_all(format!("{PASSWORD}\n").as_bytes()).unwrap();
     assert!(works(child.wait_with_output().unwrap()).contains("made superuser boss@example.com"));
-    let again = works(rowhouse(&database, &["user", "create-superuser", "--email", "boss@example.com"]));
+    let raise = ["user", "create-superuser", "--email", "boss@example.com", "--existing"];
+    let again = works(rowhouse(&database, &raise));
     assert!(again.contains("is a superuser now"), "{again}");
     let create = ["tenant", "create", "--name", "Initech", "--owner", "boss@example.com"];
     let said = works(rowhouse(&database, &create));
@@ -109,6 +110,66 @@ fn two_migrations_at_once_do_no_harm() {
         works(child.wait_with_output().unwrap());
     }
     works(rowhouse(&database, &["doctor"]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_migrations_of_the_same_tenants_share_the_work() {
+    let app = TestApp::with(|config| config.tenancy.spare_schemas = 12);
+    let team = app.team().await;
+    within(20, "the stock is full", || async {
+        app.number("select count(*) from platform.tenant_schemas where state = 'spare'").await >= 12
+    })
+    .await;
+    // As before the second migration of module work.
+    let schemas = app
+        .texts("select 'tenant_' || replace(id::text, '-', '') from platform.tenant_schemas order by id")
+        .await;
+    for schema in &schemas {
+        app.sql(&format!("drop table {schema}.task_assignees, {schema}.tasks")).await;
+    }
+    app.sql("update platform.tenant_schema_modules set version = 1 where module = 'work'").await;
+    let database = app.database();
+    // Somebody holds on to a table of one tenant for longer than a migration waits for a lock.
+    let children: Vec<Child> = (0..2)
+        .map(|_| {
+            let mut run = command(&database, &["migrate", "--jobs", "50"]);
+            run.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        })
+        .collect();
+    for child in children {
+        works(child.wait_with_output().unwrap());
+    }
+    let behind = "select count(*) from platform.tenant_schema_modules where module = 'work' \
+         and (version < 2 or last_error is not null)";
+    assert_eq!(app.number(behind).await, 0);
+    let project = team.project("After").await;
+    team.task(&project, "After").await;
+}
+
+#[test]
+fn looking_for_trouble_changes_nothing() {
+    let database = TestApp::fresh_database();
+    works(rowhouse(&database, &["migrate"]));
+    let mut doctor = command(&database, &["doctor"]);
+    doctor.env("ROWHOUSE_SECRET_KEY", "HxwdHBsaGRgXFhUUExIREA8ODQwLCgkIBwYFBAMCAQA=");
+    works(doctor.output().unwrap());
+    // A key made under that other secret would keep this one from starting.
+    let mut serve = command(&database, &["serve"]);
+    let mut child = serve.env("HTTP_LISTEN", "127.0.0.1:0").stderr(Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(child.try_wait().unwrap().is_none(), "the service runs");
+    child.kill().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn somebody_else_s_account_is_not_raised_by_mistake() {
+    let app = TestApp::with(|_| {});
+    let squatter = app.person().await;
+    let said = fails(rowhouse(&app.database(), &["user", "create-superuser", "--email", &squatter.email]));
+    assert!(said.contains("--existing"), "{said}");
+    assert_eq!(squatter.client.get("/auth/user").await.expect(200)["is_superuser"], false);
+    works(rowhouse(&app.database(), &["user", "create-superuser", "--email", &squatter.email, "--existing"]));
+    assert_eq!(squatter.client.get("/auth/user").await.expect(200)["is_superuser"], true);
 }
 
 #[test]

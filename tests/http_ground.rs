@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use reqwest::Method;
-use rowhouse::{app::App, clock::Clock, http, tenancy::fleet};
+use rowhouse::{app::App, auth::Role, clock::Clock, http, tenancy::fleet};
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::oneshot};
 
@@ -333,4 +333,114 @@ async fn the_documentation_can_be_browsed() {
     assert!(page.header("content-type").starts_with("text/html"));
     assert!(page.header("content-security-policy").contains("script-src 'unsafe-inline'"));
     assert!(page.text.contains("create_project") && page.text.contains("x-permission"));
+}
+
+/// A browser's cache holds one answer for a path, whoever is logged in.
+#[tokio::test]
+async fn one_person_s_answer_is_never_confirmed_to_another() {
+    let app = TestApp::shared();
+    let team = app.team().await;
+    let other = app.person().await;
+    let seen = team.founder.client.get("/auth/user").await;
+    assert!(seen.header("vary").contains("Authorization"));
+    let asked = other.client.header("if-none-match", seen.header("etag")).get("/auth/user").await;
+    assert_eq!(asked.expect(200)["email"], other.email.as_str());
+    // The caller's role is in the answer too.
+    let (member, path) = (team.join(Role::Admin).await, team.path(""));
+    let as_admin = member.client.get(&path).await;
+    let change = json!({"role": "viewer"});
+    team.owner.patch(&team.path(&format!("/members/{}", member.id)), change).await.expect(200);
+    let asked = member.client.header("if-none-match", as_admin.header("etag")).get(&path).await;
+    assert_eq!(asked.expect(200)["role"], "viewer");
+}
+
+#[tokio::test]
+async fn a_stored_answer_is_not_told_to_somebody_who_was_shut_out() {
+    let app = TestApp::shared();
+    let team = app.team().await;
+    let person = team.join(Role::Manager).await;
+    let client = person.client.header("idempotency-key", "before");
+    client.post("/projects", json!({"name": "Before"})).await.expect(201);
+    team.owner.delete(&team.path(&format!("/members/{}", person.id))).await.expect(204);
+    client.post("/projects", json!({"name": "Before"})).await.refused(404, "TENANT_NOT_FOUND");
+    let client = team.owner.header("idempotency-key", "logout");
+    client.post("/projects", json!({"name": "Logout"})).await.expect(201);
+    team.owner.post("/auth/logout", json!(null)).await.expect(204);
+    client.post("/projects", json!({"name": "Logout"})).await.refused(401, "AUTH_FAILED");
+}
+
+/// A client may send its old token with every request.
+#[tokio::test]
+async fn public_posts_honour_keys_whatever_credentials_come_along() {
+    let app = TestApp::shared();
+    let person = app.person().await;
+    let client = person.client.with_token("expired.or.nonsense").header("idempotency-key", "refresh");
+    let body = json!({"refresh_token": person.refresh_token});
+    let first = client.post("/auth/refresh", body.clone()).await.expect(200);
+    assert_eq!(client.post("/auth/refresh", body).await.expect(200), first);
+    person.client.get("/auth/user").await.expect(200);
+}
+
+/// A schema that is built on the spot is committed before the organization is.
+#[tokio::test]
+async fn a_key_is_not_spent_on_what_was_only_prepared() {
+    let app = TestApp::with(|config| config.tenancy.spare_schemas = 0);
+    let team = app.team().await;
+    let client = team.founder.client.header("idempotency-key", "prepared");
+    let taken = json!({"name": "Prepared", "slug": team.slug});
+    client.post("/organizations", taken).await.refused(409, "CONFLICT");
+    let marked = "select count(*) from platform.idempotency_keys where key = 'prepared' and committed";
+    assert_eq!(app.number(marked).await, 0);
+    // The same for a refresh token that comes back: its session's end is not what was asked for.
+    let body = json!({"refresh_token": team.founder.refresh_token});
+    let anybody = app.anonymous();
+    anybody.post("/auth/refresh", body.clone()).await.expect(200);
+    let client = anybody.header("idempotency-key", "reused");
+    client.post("/auth/refresh", body.clone()).await.refused(401, "AUTH_FAILED");
+    client.post("/auth/refresh", body).await.refused(401, "AUTH_FAILED");
+}
+
+#[tokio::test]
+async fn a_page_can_read_every_error_and_may_call_its_own_host() {
+    let app = TestApp::shared();
+    let origin = "http://acme.localhost:3000";
+    let page = app.anonymous().header("origin", origin);
+    let big = page.raw(Method::POST, "/auth/login", "application/json", "x".repeat(1_100_000)).await;
+    assert_eq!(big.header("access-control-allow-origin"), origin);
+    big.refused(413, "PAYLOAD_TOO_LARGE");
+    let zipped = page.header("content-encoding", "gzip").post("/auth/login", json!({})).await;
+    assert_eq!(zipped.header("access-control-allow-origin"), origin);
+    zipped.refused(415, "UNSUPPORTED_MEDIA_TYPE");
+    // Browsers name the origin with every write, also to the page's own host.
+    let own = app.base.clone();
+    app.anonymous()
+        .header("origin", &own)
+        .post("/auth/login", json!({}))
+        .await
+        .refused(400, "VALIDATION_ERROR");
+}
+
+/// Permission is asked when the body is there, not when the request began.
+#[tokio::test]
+async fn a_slow_body_does_not_keep_a_lost_role_alive() {
+    let app = TestApp::shared();
+    let team = app.team().await;
+    let (admin, accomplice) = (team.join(Role::Admin).await, team.join(Role::Viewer).await);
+    let (sender, receiver) = tokio::sync::mpsc::unbounded_channel::<Result<Vec<u8>, std::io::Error>>();
+    let pieces = futures_util::stream::unfold(receiver, |mut receiver| async {
+        receiver.recv().await.map(|piece| (piece, receiver))
+    });
+    sender.send(Ok(b"{\"role\":".to_vec())).unwrap();
+    let (client, path) = (admin.client.clone(), team.path(&format!("/members/{}", accomplice.id)));
+    let slow = tokio::spawn(async move {
+        client
+            .raw(Method::PATCH, &path, "application/json", reqwest::Body::wrap_stream(Box::pin(pieces)))
+            .await
+    });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let demotion = json!({"role": "viewer"});
+    team.owner.patch(&team.path(&format!("/members/{}", admin.id)), demotion).await.expect(200);
+    sender.send(Ok(b" \"admin\"}".to_vec())).unwrap();
+    drop(sender);
+    slow.await.unwrap().refused(403, "PERMISSION_DENIED");
 }

@@ -1,7 +1,13 @@
 //! Two organizations, two connections, thousands of transactions that succeed, fail or are dropped
 //! anywhere: no row of one is ever seen by the other, nothing is half written, nothing stays open.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use reqwest::Method;
 use rowhouse::{
@@ -38,9 +44,10 @@ async fn insert(tx: &TenantTx, mark: &str) -> Result<Uuid> {
     Ok(id)
 }
 
-/// One transaction of the tenant whose rows all bear `mark`.
-async fn act(tenant: &Tenant, mark: &str, what: u64) -> Result<()> {
+/// One transaction of the tenant whose rows all bear `mark`; tells when it holds a connection.
+async fn act(tenant: &Tenant, mark: &str, what: u64, inside: &AtomicBool) -> Result<()> {
     let tx = tenant.begin().await?;
+    inside.store(true, Ordering::Relaxed);
     match what {
         // Read everything there is.
         0..3 => {
@@ -100,14 +107,21 @@ async fn rows_of_two_organizations_never_meet() {
             let mut dropped = 0;
             for _ in 0..500 {
                 let which = dice.roll(2) as usize;
-                let work = act(&tenants[which], ["red", "blue"][which], dice.roll(10));
-                let patience = match dice.roll(3) {
-                    0 => Duration::from_micros(dice.roll(3000)),
-                    _ => Duration::from_secs(60),
+                let inside = AtomicBool::new(false);
+                let work = act(&tenants[which], ["red", "blue"][which], dice.roll(10), &inside);
+                // A third is dropped, some time after it has got its connection.
+                let patience = (dice.roll(3) == 0).then(|| Duration::from_micros(dice.roll(1500)));
+                let dropping = async {
+                    let Some(patience) = patience else { return std::future::pending().await };
+                    while !inside.load(Ordering::Relaxed) {
+                        tokio::time::sleep(Duration::from_micros(100)).await;
+                    }
+                    tokio::time::sleep(patience).await;
                 };
-                match tokio::time::timeout(patience, work).await {
-                    Ok(done) => done.unwrap(),
-                    Err(_) => dropped += 1,
+                tokio::select! {
+                    biased;
+                    done = work => done.unwrap(),
+                    () = dropping => dropped += 1,
                 }
             }
             dropped
@@ -153,8 +167,17 @@ async fn nothing_is_left_open(app: &App) {
     .await;
     for _ in 0..20 {
         let tx = app.db.begin().await.unwrap();
-        let row = tx.query_one("select current_setting('search_path')", &[]).await.unwrap();
+        // Past the transaction's own settings, to those of the session.
+        tx.command("rollback").await.unwrap();
+        let row = tx
+            .query_one(
+                "select current_setting('search_path'), current_setting('rowhouse.organization_id', true)",
+                &[],
+            )
+            .await
+            .unwrap();
         assert_eq!(row.try_get::<_, &str>(0).unwrap(), "");
+        assert_eq!(row.try_get::<_, Option<&str>>(1).unwrap().unwrap_or_default(), "");
         assert!(
             tx.query("select name from projects", &[]).await.is_err(),
             "a tenant's table outside a tenant"
@@ -215,5 +238,10 @@ async fn a_schema_that_changes_under_cached_statements_is_read_anew() {
     tx.command("alter table settings alter column default_currency type varchar(3)").await.unwrap();
     tx.commit().await.unwrap();
     assert_eq!(read().await.unwrap().len(), 1);
+    // A list is two statements in one flush.
+    assert_eq!(team.owner.get("/projects").await.expect(200)["total"], 0);
+    let tx = tenant.begin().await.unwrap();
+    tx.command("alter table projects alter column priority type varchar(10)").await.unwrap();
+    tx.commit().await.unwrap();
     assert_eq!(team.owner.get("/projects").await.expect(200)["total"], 0);
 }

@@ -149,6 +149,11 @@ async fn nobody_reaches_into_another_organization() {
         let answer = send(&rival.owner, operation, &path, &body).await;
         if operation.about_one_organization() {
             answer.refused(400, "TENANT_MISMATCH");
+            // One's own organization, the other's members and objects in it.
+            if operation.path.matches('{').count() > 1 {
+                let path = path.replace(&team.id, &rival.id);
+                send(&rival.owner, operation, &path, &body).await.refused(404, "NOT_FOUND");
+            }
         } else if operation.path.contains('{') {
             answer.refused(404, "NOT_FOUND");
         } else if operation.id == "create_task" {
@@ -180,7 +185,7 @@ async fn every_post_honours_an_idempotency_key() {
     for operation in operations() {
         let documented = operation.headers.iter().any(|name| name == "Idempotency-Key");
         assert_eq!(operation.method == Method::POST, documented, "{}", operation.id);
-        // Without a session there is nothing left to be replayed to.
+        // Whoever has logged out is not told again that they have.
         if documented && operation.needs != "public" && operation.id != "logout" {
             let team = app.team().await;
             let (path, body) = target(&team, &operation, &team.founder).await;

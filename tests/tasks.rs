@@ -195,3 +195,53 @@ async fn deleting_a_project_deletes_its_tasks_and_no_others() {
     team.owner.get(&path(&gone)).await.refused(404, "NOT_FOUND");
     team.owner.get(&path(&kept)).await.expect(200);
 }
+
+#[tokio::test]
+async fn work_goes_on_after_somebody_has_left() {
+    let app = TestApp::shared();
+    let team = app.team().await;
+    let (leaver, newcomer) = (team.join(Role::Member).await, team.join(Role::Member).await);
+    let body = json!({"name": "Handed over", "owner_id": leaver.id, "member_ids": [leaver.id]});
+    let project = team.owner.post("/projects", body).await.expect(201);
+    let body = json!({"project_id": project["id"], "title": "Orphan", "assignee_ids": [leaver.id]});
+    let task = team.owner.post("/tasks", body).await.expect(201);
+    team.owner.delete(&team.path(&format!("/members/{}", leaver.id))).await.expect(204);
+    let done = team.owner.patch(&path(&task), json!({"status": "done"})).await.expect(200);
+    assert_eq!(done["assignee_ids"], json!([leaver.id]));
+    let project_path = format!("/projects/{}", project["id"].as_str().unwrap());
+    team.owner.patch(&project_path, json!({"name": "Renamed"})).await.expect(200);
+    let mut both = [leaver.id.clone(), newcomer.id.clone()];
+    both.sort();
+    team.owner.patch(&path(&task), json!({"assignee_ids": both})).await.expect(200);
+    // Once out, they cannot be put back in.
+    team.owner.patch(&path(&task), json!({"assignee_ids": [newcomer.id]})).await.expect(200);
+    let back = team.owner.patch(&path(&task), json!({"assignee_ids": both})).await;
+    back.refused(400, "VALIDATION_ERROR");
+}
+
+#[tokio::test]
+async fn signs_do_not_hide_words_from_a_search() {
+    let app = TestApp::shared();
+    let team = app.team().await;
+    let project = team.project("Moving").await;
+    team.task(&project, "Sign the lease for unit 04-12").await;
+    team.task(&project, "Relaunch acme.com/shop, write to ana@acme.com").await;
+    for (typed, hits) in
+        [("04-12", 1), ("acme.com", 1), ("shop", 1), ("ana", 1), ("lease%20unit", 1), ("12-04x", 0)]
+    {
+        let found = team.owner.get(&format!("/tasks?search={typed}")).await.expect(200);
+        assert_eq!(found["total"], hits, "{typed}");
+    }
+}
+
+#[tokio::test]
+async fn dates_that_no_calendar_has_are_refused() {
+    let app = TestApp::shared();
+    let team = app.team().await;
+    let project = team.project("Ancient").await;
+    let body = json!({"project_id": project["id"], "title": "Old", "due_date": "-9999-01-01"});
+    team.owner.post("/tasks", body).await.refused(400, "VALIDATION_ERROR");
+    let body = json!({"name": "Far", "end_date": "+262142-12-31"});
+    team.owner.post("/projects", body).await.refused(400, "VALIDATION_ERROR");
+    team.owner.get("/tasks?due_before=-9999-01-01").await.refused(400, "VALIDATION_ERROR");
+}

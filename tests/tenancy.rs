@@ -143,3 +143,31 @@ async fn to_a_stranger_an_organization_does_not_exist() {
     }
     assert_eq!(team.owner.get("/projects").await.expect(200)["data"], json!([project]));
 }
+
+#[tokio::test]
+async fn names_tell_a_stranger_nothing() {
+    let app = TestApp::shared();
+    let (team, rival) = (app.team().await, app.team().await);
+    for name in [team.slug.as_str(), "no-such-team", &"x".repeat(5_000)] {
+        app.anonymous().within(name).get("/projects").await.refused(401, "AUTH_FAILED");
+        let own_host = rival.founder.client.header("host", &format!("{}.localhost", rival.slug));
+        own_host.within(name).get("/projects").await.refused(400, "TENANT_MISMATCH");
+    }
+}
+
+#[tokio::test]
+async fn pages_of_an_organization_s_own_domain_may_call() {
+    let app = TestApp::shared();
+    let team = app.team().await;
+    let domain = format!("pages.{}.test", team.slug);
+    let page = team.owner.header("origin", &format!("https://{domain}"));
+    page.get("/projects").await.refused(403, "PERMISSION_DENIED");
+    app.sql(&format!(
+        "with made as (insert into platform.organization_domains (id, organization_id, domain, verified_at) \
+         values (gen_random_uuid(), '{}', '{domain}', now()) returning organization_id) \
+         select pg_notify('rowhouse_directory', organization_id::text) from made",
+        team.id
+    ))
+    .await;
+    within_a_second("its own domain", || async { page.get("/projects").await.status == 200 }).await;
+}

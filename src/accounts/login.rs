@@ -144,27 +144,25 @@ impl AuthApi {
         check_policy(&password, &own.into_iter().flatten().collect::<Vec<_>>())?;
         let hash = app.passwords.hash(&password).await?;
         let person = NewUser { email: &email, username: username.as_ref(), hash, first_name, last_name };
-        let (tx, user, organization) = match organization_name {
+        let value = match organization_name {
             None => {
                 let tx = app.db.begin().await?;
                 let user = insert(&tx, app, person).await?;
-                (tx, user, None)
+                let value = enter(&tx, app, user, origin).await?;
+                tx.commit().await?;
+                value
             }
             Some(name) => {
-                let (tx, schema) = fleet::begin_with_schema(&app.db, &app.directory).await?;
+                let (tx, tenant) = fleet::begin_new_tenant(&app.db, &app.directory).await?;
                 let user = insert(&tx, app, person).await?;
-                let new = NewOrganization::named(name);
-                let organization = organizations::insert(&tx, app, schema, user, new).await?;
-                (tx, user, Some(organization))
+                let organization =
+                    organizations::insert(&tx, app, user, NewOrganization::named(name)).await?;
+                let value = enter(&tx, app, user, origin).await?;
+                tx.commit().await?;
+                app.directory.forget(tenant.id());
+                LoggedIn { organization: Some(organization), ..value }
             }
         };
-        let user_profile = profile::find(&tx, user).await?;
-        let tokens = sessions::begin(&tx, app, user, origin).await?;
-        tx.commit().await?;
-        if let Some(organization) = &organization {
-            app.directory.forget(organization.id);
-        }
-        let value = LoggedIn { user: user_profile, organization, tokens };
         Ok(Created { location: "/api/v1/auth/user".into(), value })
     }
 
@@ -203,10 +201,9 @@ impl AuthApi {
         let tx = app.db.begin().await?;
         tx.execute("update platform.users set last_login_at = $2 where id = $1", &[&user, &app.clock.now()])
             .await?;
-        let user_profile = profile::find(&tx, user).await?;
-        let tokens = sessions::begin(&tx, app, user, origin).await?;
+        let value = enter(&tx, app, user, origin).await?;
         tx.commit().await?;
-        Ok(Json(LoggedIn { user: user_profile, organization: None, tokens }))
+        Ok(Json(value))
     }
 
     /// Exchange a refresh token.
@@ -227,6 +224,13 @@ impl AuthApi {
         tx.commit().await?;
         Ok(NoContent)
     }
+}
+
+/// Begins a session for somebody who has proved to be that user.
+async fn enter(tx: &Tx, app: &App, user: Uuid, origin: Origin) -> Result<LoggedIn> {
+    let profile = profile::find(tx, user).await?;
+    let tokens = sessions::begin(tx, app, user, origin).await?;
+    Ok(LoggedIn { user: profile, organization: None, tokens })
 }
 
 /// An account to be made, its password hashed.

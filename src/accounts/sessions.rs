@@ -90,7 +90,7 @@ pub async fn refresh(app: &App, token: &str) -> Result<Tokens> {
                 &[&hash, &now],
             )
             .await?;
-        tx.commit().await?;
+        tx.commit_aside().await?;
         if reused > 0 {
             tracing::warn!("a refresh token was used twice; its session is revoked");
         }

@@ -88,7 +88,7 @@ fn logged_out() -> Error {
 }
 
 impl User {
-    async fn enter(request: &Request) -> Result<Self> {
+    pub async fn enter(request: &Request) -> Result<Self> {
         let app = app(request)?;
         let (id, session) = authenticate(request, &app).await?;
         let tx = app.db.begin().await?;
@@ -106,10 +106,10 @@ impl User {
 }
 
 impl Member {
-    async fn enter(request: &Request, asked: Permission, including_deleted: bool) -> Result<Self> {
+    pub async fn enter(request: &Request, asked: Permission, including_deleted: bool) -> Result<Self> {
         let app = app(request)?;
-        let tenant = tenancy::resolve(request, &app).await?;
         let (user_id, session) = authenticate(request, &app).await?;
+        let tenant = tenancy::resolve(request, &app).await?;
         let tx = app.db.begin().await?;
         let row = tx
             .query_opt(

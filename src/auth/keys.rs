@@ -29,7 +29,7 @@ use crate::{
 
 const AUDIENCE: &str = "rowhouse";
 /// An unknown `kid` makes an instance look for new keys, at most this often.
-const RELOAD_EVERY: Duration = Duration::from_secs(5);
+const RELOAD_EVERY: Duration = Duration::from_secs(1);
 
 /// What an access token says.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -51,6 +51,8 @@ pub struct KeyRing {
     issuer: String,
     lifetime: TimeDelta,
     ring: RwLock<Ring>,
+    /// When an unknown `kid` last made this instance look for new keys; held while it looks.
+    looked: tokio::sync::Mutex<Option<Instant>>,
 }
 
 #[derive(Default, Clone)]
@@ -58,7 +60,6 @@ struct Ring {
     newest: Option<(String, Arc<EncodingKey>)>,
     verify: HashMap<String, Arc<DecodingKey>>,
     public: Vec<Value>,
-    loaded: Option<Instant>,
 }
 
 impl KeyRing {
@@ -71,18 +72,25 @@ impl KeyRing {
             issuer: config.issuer.clone(),
             lifetime: TimeDelta::minutes(config.access_token_minutes.into()),
             ring: RwLock::default(),
+            looked: Default::default(),
         }
     }
 
-    /// Reads the keys, and makes the first one where there is none. Two instances that start at
-    /// once may both make one; both verify.
+    /// Reads the keys, and makes the first one where there is none.
     pub async fn load(&self, now: DateTime<Utc>) -> anyhow::Result<()> {
         if self.read().await? == 0 {
+            let tx = self.db.begin().await?;
+            // Of two instances that start at once, the second finds what the first has made.
+            tx.command("select pg_advisory_xact_lock(726569)").await?;
+            if tx.query_opt("select 1 from platform.signing_keys limit 1", &[]).await?.is_some() {
+                drop(tx);
+                self.read().await?;
+                return Ok(());
+            }
             let kid = URL_SAFE_NO_PAD.encode(random::<9>()?);
             let pkcs8 = Ed25519KeyPair::generate_pkcs8(&ring::rand::SystemRandom::new())
                 .map_err(|_| anyhow::anyhow!("making a signing key failed"))?;
             let sealed = self.sealer.seal(&purpose(&kid), pkcs8.as_ref())?;
-            let tx = self.db.begin().await?;
             tx.execute(
                 "insert into platform.signing_keys (kid, sealed_private_key, created_at) values ($1, $2, $3)",
                 &[&kid, &sealed, &now],
@@ -94,12 +102,13 @@ impl KeyRing {
         Ok(())
     }
 
-    async fn read(&self) -> anyhow::Result<usize> {
+    /// Reads the keys, and says how many there are.
+    pub async fn read(&self) -> anyhow::Result<usize> {
         let tx = self.db.begin().await?;
         let rows = tx
             .query("select kid, sealed_private_key from platform.signing_keys order by created_at, kid", &[])
             .await?;
-        let mut ring = Ring { loaded: Some(Instant::now()), ..Ring::default() };
+        let mut ring = Ring::default();
         for row in &rows {
             let kid: String = row.try_get("kid")?;
             let pkcs8 = self.sealer.open(&purpose(&kid), row.try_get("sealed_private_key")?).with_context(|| {
@@ -143,7 +152,9 @@ impl KeyRing {
         let key = match self.key(&kid) {
             Some(key) => key,
             None => {
-                if self.may_reload() {
+                let mut looked = self.looked.lock().await;
+                if self.key(&kid).is_none() && looked.is_none_or(|at| at.elapsed() > RELOAD_EVERY) {
+                    *looked = Some(Instant::now());
                     self.read().await.map_err(|error| Error::internal(format!("{error:#}")))?;
                 }
                 self.key(&kid).ok_or_else(forged)?
@@ -169,15 +180,6 @@ impl KeyRing {
 
     fn key(&self, kid: &str) -> Option<Arc<DecodingKey>> {
         self.ring.read().expect("nothing panics with the lock held").verify.get(kid).cloned()
-    }
-
-    fn may_reload(&self) -> bool {
-        let mut ring = self.ring.write().expect("nothing panics with the lock held");
-        let due = ring.loaded.is_none_or(|loaded| loaded.elapsed() > RELOAD_EVERY);
-        if due {
-            ring.loaded = Some(Instant::now());
-        }
-        due
     }
 }
 

@@ -117,13 +117,20 @@ impl PermissionSet {
         self.0 & (1 << permission as u64) != 0
     }
 
-    /// The permissions of a role with a member's own grants added and denials taken away. A denial
-    /// of `x:write` takes `x:write_own` with it, a grant brings it.
+    /// The permissions of a role with a member's own grants added and denials taken away. A grant of
+    /// `x:write` brings `x:write_own`; a denial of one takes the other with it.
     pub fn effective(role: Role, grants: &[Permission], denials: &[Permission]) -> Self {
         let with_included = |set: &[Permission]| -> PermissionSet {
             set.iter().flat_map(|permission| [Some(*permission), permission.includes()]).flatten().collect()
         };
-        Self((role.permissions().0 | with_included(grants).0) & !with_included(denials).0)
+        if grants.is_empty() && denials.is_empty() {
+            return role.permissions();
+        }
+        let denied = with_included(denials);
+        let all = Self(role.permissions().0 | with_included(grants).0);
+        all.iter()
+            .filter(|p| !denied.contains(*p) && !p.includes().is_some_and(|own| denied.contains(own)))
+            .collect()
     }
 
     pub fn iter(self) -> impl Iterator<Item = Permission> {

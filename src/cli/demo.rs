@@ -10,7 +10,7 @@ use super::plain;
 use crate::{
     accounts,
     app::App,
-    auth::{Member, Role, passwords::Password},
+    auth::{Member, Role},
     organizations::{self, NewOrganization, members},
     tenancy::fleet,
     types::{Email, Money, example},
@@ -157,27 +157,31 @@ pub fn email(organization: &Organization, person: &Person) -> Email {
     example(&format!("{}@{}.example", person.first.to_lowercase(), organization.slug))
 }
 
-/// Loads the demo data where there is no organization yet; tells whether it did.
+/// Loads the organizations of the demo that are missing; tells whether there were any. Each is one
+/// transaction, so a run that is killed leaves whole ones.
 pub async fn load(app: &Arc<App>) -> anyhow::Result<bool> {
-    let tx = app.db.begin().await.map_err(plain)?;
-    let there = tx.query_opt("select 1 from platform.organizations limit 1", &[]).await.map_err(plain)?;
-    drop(tx);
-    if there.is_some() {
-        return Ok(false);
-    }
-    let password: Password = example(PASSWORD);
-    let hash = app.passwords.hash(&password).await.map_err(plain)?;
+    let mut hash = None;
     for organization in ORGANIZATIONS {
-        load_one(app, organization, &hash).await.map_err(plain).context("loading demo data")?;
+        let tx = app.db.begin().await.map_err(plain)?;
+        let owner = email(organization, &organization.people[0]);
+        let there = tx.query_opt("select 1 from platform.users where email = $1", &[&owner]).await;
+        drop(tx);
+        if there.map_err(plain)?.is_some() {
+            continue;
+        }
+        let hash = match &hash {
+            Some(hash) => hash,
+            None => hash.insert(app.passwords.hash(&example(PASSWORD)).await.map_err(plain)?),
+        };
+        load_one(app, organization, hash).await.map_err(plain).context("loading demo data")?;
     }
-    Ok(true)
+    Ok(hash.is_some())
 }
 
 async fn load_one(app: &Arc<App>, demo: &Organization, hash: &str) -> crate::error::Result<()> {
-    let (tx, schema) = fleet::begin_with_schema(&app.db, &app.directory).await?;
+    let (tx, tenant) = fleet::begin_new_tenant(&app.db, &app.directory).await?;
     let now = app.clock.now();
     let mut people: Vec<Uuid> = Vec::new();
-    let mut organization = None;
     for person in demo.people {
         let email = email(demo, person);
         let new = accounts::NewUser {
@@ -187,25 +191,17 @@ async fn load_one(app: &Arc<App>, demo: &Organization, hash: &str) -> crate::err
             first_name: Some(example(person.first)),
             last_name: Some(example(person.last)),
         };
-        let user = accounts::insert(&tx, app, new).await?;
-        match organization {
-            None => {
-                let new = NewOrganization {
-                    slug: Some(example(demo.slug)),
-                    country_code: Some(example("SG")),
-                    ..NewOrganization::named(example(demo.name))
-                };
-                organization = Some(organizations::insert(&tx, app, schema, user, new).await?.id);
-            }
-            Some(id) => members::insert(&tx, id, user, person.role, now).await?,
-        }
-        people.push(user);
+        people.push(accounts::insert(&tx, app, new).await?);
     }
-    tx.commit().await?;
-    let Some(id) = organization else { return Ok(()) };
-    app.directory.forget(id);
-    let tenant = fleet::tenant(&app.directory, demo.slug).await?.ok_or_else(crate::tenancy::unknown)?;
-    let tx = tenant.begin().await?;
+    let new = NewOrganization {
+        slug: Some(example(demo.slug)),
+        country_code: Some(example("SG")),
+        ..NewOrganization::named(example(demo.name))
+    };
+    organizations::insert(&tx, app, people[0], new).await?;
+    for (person, user) in demo.people.iter().zip(&people).skip(1) {
+        members::insert(&tx, tenant.id(), *user, person.role, now).await?;
+    }
     let manager = Member {
         app: app.clone(),
         user_id: people[2],
@@ -220,7 +216,9 @@ async fn load_one(app: &Arc<App>, demo: &Organization, hash: &str) -> crate::err
             tasks::insert(&tx, &manager, new_task(task, made.id, today, &people)).await?;
         }
     }
-    tx.commit().await
+    tx.commit().await?;
+    app.directory.forget(manager.tenant.id());
+    Ok(())
 }
 
 fn new_project(project: &Project, today: NaiveDate, people: &[Uuid]) -> NewProject {

@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 
 use super::{
     demo, migrate,
-    postgres::{Keeping, PrivatePostgres, write_private},
+    postgres::{self, Keeping, PrivatePostgres, write_private},
     serve, stop_requested,
 };
 use crate::{app::App, auth::sealing::random, clock::Clock, config::Config, db::Db, http};
@@ -81,9 +81,7 @@ async fn run_on(postgres: &PrivatePostgres, home: &Path, args: &Args) -> anyhow:
 
 /// Removes the data, after waiting for the end of a server that may still hold it.
 async fn reset(home: &Path, place: &Path) -> anyhow::Result<()> {
-    if place.join("data/postmaster.pid").is_file() {
-        PrivatePostgres::start(place, Keeping::Data).await?.stop();
-    }
+    postgres::end_earlier_run(place).await?;
     for path in [place.to_owned(), home.join("rowhouse.toml")] {
         let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         if let Err(error) = removed

@@ -159,7 +159,7 @@ impl PrivatePostgres {
         let account = Account::needed()?;
         make_dir(place, account)?;
         let data = place.join("data");
-        end_earlier_run(&binaries, &data, account).await?;
+        end_server_over(&binaries, &data, account).await?;
         if !data.join("PG_VERSION").is_file() {
             init(&binaries, place, &data, account)?;
         }
@@ -209,7 +209,7 @@ impl PrivatePostgres {
             "listen_addresses=127.0.0.1".to_owned(),
             format!("port={port}"),
             format!("unix_socket_directories={sockets}"),
-            "max_connections=100".to_owned(),
+            "max_connections=300".to_owned(),
             "timezone=UTC".to_owned(),
             "log_timezone=UTC".to_owned(),
             "logging_collector=off".to_owned(),
@@ -338,21 +338,17 @@ fn init(binaries: &Binaries, place: &Path, data: &Path, account: Option<Account>
 
 /// Whatever an earlier run left: a server that is about to stop, one that lost its guardian, or the
 /// note of one that is gone.
-async fn end_earlier_run(binaries: &Binaries, data: &Path, account: Option<Account>) -> anyhow::Result<()> {
+pub async fn end_earlier_run(place: &Path) -> anyhow::Result<()> {
+    end_server_over(&find_binaries()?, &place.join("data"), Account::needed()?).await
+}
+
+async fn end_server_over(binaries: &Binaries, data: &Path, account: Option<Account>) -> anyhow::Result<()> {
     let note = data.join("postmaster.pid");
     let started = Instant::now();
     loop {
         let Ok(text) = fs::read_to_string(&note) else { return Ok(()) };
         let pid = text.lines().next().unwrap_or_default().trim().to_owned();
-        let ps = Command::new("ps").args(["-o", "comm=", "-p", &pid]).output();
-        let running = match ps {
-            Ok(output) => String::from_utf8_lossy(&output.stdout).contains("postgres"),
-            // Without ps (a bare container): the kernel's own list.
-            Err(_) => {
-                fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.contains("postgres"))
-            }
-        };
-        if !running {
+        if !is_server_over(&pid, data) {
             // The number may belong to another program by now, and Postgres would not start.
             let _ = fs::remove_file(&note);
             return Ok(());
@@ -372,6 +368,19 @@ async fn end_earlier_run(binaries: &Binaries, data: &Path, account: Option<Accou
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+}
+
+/// Whether a process is the server over these very files; its number may be anybody's by now, also
+/// another Postgres'.
+fn is_server_over(pid: &str, data: &Path) -> bool {
+    let started_with = match fs::read(format!("/proc/{pid}/cmdline")) {
+        Ok(words) => String::from_utf8_lossy(&words).replace('\0', " "),
+        Err(_) => match Command::new("ps").args(["-o", "command=", "-p", pid]).output() {
+            Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout).into_owned(),
+            _ => return false,
+        },
+    };
+    started_with.contains(&format!("-D {}", data.display()))
 }
 
 /// Makes a file that only its owner can read.

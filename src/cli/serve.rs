@@ -41,6 +41,7 @@ async fn sweep(app: Arc<App>) {
             let tx = app.db.begin().await?;
             tx.execute("delete from platform.idempotency_keys where claimed_at < $1", &[&day]).await?;
             tx.execute("delete from platform.sessions where expires_at < $1", &[&month]).await?;
+            tx.execute("delete from platform.refresh_tokens where expires_at < $1", &[&now]).await?;
             tx.commit().await
         };
         if let Err(error) = swept.await {
@@ -55,6 +56,8 @@ pub fn log_to_stderr(config: &LogConfig) -> anyhow::Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_new(&config.level).with_context(|| {
         format!("log.level (LOG_LEVEL) is {:?}; it takes levels such as info", config.level)
     })?;
+    // At `debug` it writes the parameters of statements.
+    let filter = filter.add_directive("tokio_postgres=info".parse()?);
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let started = match config.format.as_str() {
         "json" => builder.json().flatten_event(true).with_current_span(true).with_span_list(false).try_init(),

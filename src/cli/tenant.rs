@@ -76,7 +76,8 @@ async fn list(app: &App) -> anyhow::Result<()> {
 }
 
 async fn create(app: &App, name: Name, slug: Option<Slug>, owner: Email) -> anyhow::Result<()> {
-    let (tx, schema) = fleet::begin_with_schema(&app.db, &app.directory).await.map_err(plain)?;
+    let (tx, _) = fleet::begin_new_tenant(&app.db, &app.directory).await.map_err(plain)?;
+    let schema = tx.schema();
     let user = tx
         .query_opt("select id from platform.users where email = $1 and is_active", &[&owner])
         .await
@@ -84,7 +85,7 @@ async fn create(app: &App, name: Name, slug: Option<Slug>, owner: Email) -> anyh
         .with_context(|| format!("there is no active account {owner}; it must register first"))?
         .try_get("id")?;
     let new = NewOrganization { slug, ..NewOrganization::named(name) };
-    let made = organizations::insert(&tx, app, schema, user, new).await.map_err(plain)?;
+    let made = organizations::insert(&tx, app, user, new).await.map_err(plain)?;
     tx.commit().await.map_err(plain)?;
     println!("made {} ({}) in schema {schema}, owned by {owner}", made.slug, made.id);
     Ok(())
@@ -98,7 +99,7 @@ async fn show(app: &App, name: &str) -> anyhow::Result<()> {
     let tx = app.db.begin().await.map_err(plain)?;
     let row = tx
         .query_one(
-            "select o.name, o.plan, o.schema_id, o.created_at::text as created_at, \
+            "select o.name, o.slug, o.plan, o.schema_id, o.created_at::text as created_at, \
              (select count(*) from pg_catalog.pg_tables t where t.schemaname = 'tenant_' || replace(o.schema_id::text, '-', '')) as tables, \
              (select pg_size_pretty(coalesce(sum(pg_total_relation_size(c.oid)), 0)) from pg_catalog.pg_class c \
               join pg_catalog.pg_namespace n on n.oid = c.relnamespace \
@@ -114,7 +115,7 @@ async fn show(app: &App, name: &str) -> anyhow::Result<()> {
         (_, true) => "suspended",
         _ => "active",
     };
-    println!("{} ({})", row.try_get::<_, String>("name")?, tenant.slug());
+    println!("{} ({})", row.try_get::<_, String>("name")?, row.try_get::<_, String>("slug")?);
     println!("  id       {}", tenant.id());
     println!("  state    {state}, plan {}", row.try_get::<_, String>("plan")?);
     println!("  made     {}", row.try_get::<_, String>("created_at")?);

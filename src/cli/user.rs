@@ -20,13 +20,28 @@ pub enum Command {
         /// Its address.
         #[arg(long)]
         email: Email,
+        /// Raise the account that has this address already. Make sure that it is that person's.
+        #[arg(long)]
+        existing: bool,
     },
 }
 
 pub async fn run(command: Command) -> anyhow::Result<()> {
-    let Command::CreateSuperuser { email } = command;
+    let Command::CreateSuperuser { email, existing } = command;
     let app = app().await?;
     let tx = app.db.begin().await.map_err(plain)?;
+    let there = tx
+        .query_opt("select created_at from platform.users where email = $1", &[&email])
+        .await
+        .map_err(plain)?;
+    if let Some(row) = &there {
+        let since: chrono::DateTime<chrono::Utc> = row.try_get("created_at")?;
+        // Anybody can register any address: to raise an account is to trust whoever made it.
+        anyhow::ensure!(
+            existing,
+            "there is an account {email} since {since}; if it is the right person's, repeat with --existing"
+        );
+    }
     let raised = tx
         .execute(
             "update platform.users set is_superuser = true, version = version + 1, updated_at = $2 where email = $1",

@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::JoinSet};
 use tokio_postgres::AsyncMessage;
 use tokio_postgres_rustls::MakeRustlsConnect;
+
+use crate::error::{Error, Result};
 
 /// What a listener hears.
 #[derive(Debug)]
@@ -41,38 +43,51 @@ pub(super) fn listen(
     heard
 }
 
+/// A connection that dies without a word is noticed within twice this time.
+const PING_EVERY: Duration = Duration::from_millis(500);
+
 async fn session(
     config: &tokio_postgres::Config,
     tls: &MakeRustlsConnect,
     channels: &[&str],
     said: &mpsc::UnboundedSender<Heard>,
-) -> Result<(), tokio_postgres::Error> {
-    let (client, mut connection) = config.connect(tls.clone()).await?;
-    let mut messages = stream::poll_fn(move |context| connection.poll_message(context));
+) -> Result<()> {
+    let lost = || Error::unavailable("the listening connection does not answer", 1);
+    let connecting = tokio::time::timeout(Duration::from_secs(5), config.connect(tls.clone()));
+    let (client, mut connection) = connecting.await.map_err(|_| lost())??;
+    // The connection moves while its messages are read; the set ends that with this function.
+    let (forward, mut notices) = mpsc::unbounded_channel();
+    let mut reader = JoinSet::new();
+    reader.spawn(async move {
+        let mut messages = stream::poll_fn(move |context| connection.poll_message(context));
+        while let Some(Ok(message)) = messages.next().await {
+            if let AsyncMessage::Notification(notice) = message
+                && forward.send(notice).is_err()
+            {
+                return;
+            }
+        }
+    });
     let commands: String = channels.iter().map(|channel| format!("listen {channel};")).collect();
-    // The connection only moves while its messages are read, so both are driven together.
-    let mut listening = Box::pin(client.batch_execute(&commands));
-    let mut ready = false;
+    tokio::time::timeout(Duration::from_secs(5), client.batch_execute(&commands))
+        .await
+        .map_err(|_| lost())??;
+    if said.send(Heard::Connected).is_err() {
+        return Ok(());
+    }
+    let mut ping = tokio::time::interval(PING_EVERY);
     loop {
         tokio::select! {
-            result = &mut listening, if !ready => {
-                result?;
-                ready = true;
-                if said.send(Heard::Connected).is_err() {
+            notice = notices.recv() => {
+                let notice = notice.ok_or_else(lost)?;
+                let heard = Heard::Notice { channel: notice.channel().into(), payload: notice.payload().into() };
+                if said.send(heard).is_err() {
                     return Ok(());
                 }
             }
-            message = messages.next() => match message {
-                Some(Ok(AsyncMessage::Notification(notice))) => {
-                    let heard = Heard::Notice { channel: notice.channel().into(), payload: notice.payload().into() };
-                    if said.send(heard).is_err() {
-                        return Ok(());
-                    }
-                }
-                Some(Ok(_)) => {}
-                Some(Err(error)) => return Err(error),
-                None => return Ok(()),
-            },
+            _ = ping.tick() => {
+                tokio::time::timeout(PING_EVERY, client.batch_execute("")).await.map_err(|_| lost())??;
+            }
             () = said.closed() => return Ok(()),
         }
     }

@@ -69,6 +69,7 @@ pub fn tenant_sets() -> Vec<Set> {
 pub async fn migrate_shared(db: &super::Db) -> Result<SharedReport> {
     let tx = db.begin().await?;
     tx.command("set local citus.enable_schema_based_sharding to off").await?;
+    tx.command("set local statement_timeout to 0").await?;
     tx.command("select pg_advisory_xact_lock(726568)").await?;
     tx.command("create schema if not exists platform").await?;
     tx.command("create schema if not exists extensions").await?;
@@ -124,7 +125,8 @@ pub async fn record(tx: &Tx, schema: Uuid, set: &Set) -> Result<()> {
     tx.execute(
         "insert into platform.tenant_schema_modules (schema_id, module, version, last_error) \
          values ($1, $2, $3, null) on conflict (schema_id, module) \
-         do update set version = excluded.version, last_error = null, updated_at = excluded.updated_at",
+         do update set version = greatest(tenant_schema_modules.version, excluded.version), last_error = null, \
+         updated_at = excluded.updated_at",
         &[&schema, &set.module, &set.latest()],
     )
     .await?;

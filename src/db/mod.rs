@@ -4,7 +4,7 @@
 //!
 //! - A connection carries no schema: `search_path` is empty on it. A transaction sets the path
 //!   *locally*, in the same flush as its first statement, so nothing can leak to the next user and
-//!   a pooler in transaction mode works.
+//!   a pooler in transaction mode works (docs/decisions.md says what it needs).
 //! - [`TenantDoor`] is the right to open a tenant's schema. There is one, made with the [`Db`], and
 //!   `tenancy` keeps it to itself: no other room can turn an id or a string into a transaction.
 //! - `platform.*` is reached by qualified name from both kinds of transaction.
@@ -66,13 +66,16 @@ impl FromStr for Schema {
 #[derive(Clone)]
 pub struct Db {
     pool: Arc<pool::Pool>,
+    /// Where to listen: past a pooler, which hands notices to nobody.
+    listen: tokio_postgres::Config,
 }
 
 impl Db {
     /// Prepares the pool; nothing is connected before the first transaction.
     pub fn new(config: &DatabaseConfig) -> anyhow::Result<(Self, TenantDoor)> {
-        let pool = Arc::new(pool::Pool::new(connection_config(config)?, tls(config)?, config));
-        let db = Self { pool };
+        let direct = config.listen_url.as_ref().unwrap_or(&config.url);
+        let pool = Arc::new(pool::Pool::new(connection_config(&config.url)?, tls(config)?, config));
+        let db = Self { pool, listen: connection_config(direct)? };
         Ok((db.clone(), TenantDoor { db }))
     }
 
@@ -81,15 +84,20 @@ impl Db {
         Ok(PlatformTx::new(self.pool.get(Uuid::nil()).await?))
     }
 
+    /// How many transactions can be open at the same time.
+    pub fn connections(&self) -> usize {
+        self.pool.size()
+    }
+
     /// Listens on channels of the database, on a connection of its own that is opened again
     /// whenever it breaks.
     pub fn listen(&self, channels: &'static [&'static str]) -> Listener {
-        listen::listen(self.pool.config().clone(), self.pool.tls().clone(), channels)
+        listen::listen(self.listen.clone(), self.pool.tls().clone(), channels)
     }
 
     /// Creates the database that the configuration names, where the server lacks it.
     pub async fn create_database_if_missing(config: &DatabaseConfig) -> anyhow::Result<()> {
-        let wanted = connection_config(config)?;
+        let wanted = connection_config(&config.url)?;
         let name = wanted.get_dbname().context("database.url names no database")?.to_owned();
         let mut admin = wanted.clone();
         admin.dbname("postgres");
@@ -114,18 +122,23 @@ impl TenantDoor {
     pub async fn begin(&self, schema: Schema, organization: Uuid) -> Result<TenantTx> {
         Ok(TenantTx::new(self.db.pool.get(schema.id()).await?, schema, organization))
     }
+
+    /// Takes a transaction on into a tenant's schema.
+    pub async fn enter(&self, tx: PlatformTx, schema: Schema, organization: Uuid) -> Result<TenantTx> {
+        tx.enter(schema, organization).await
+    }
 }
 
-fn connection_config(config: &DatabaseConfig) -> anyhow::Result<tokio_postgres::Config> {
-    let mut postgres: tokio_postgres::Config = config
-        .url
-        .expose_secret()
-        .parse()
-        .context("database.url (DATABASE_URL) is not a Postgres address")?;
+fn connection_config(url: &SecretString) -> anyhow::Result<tokio_postgres::Config> {
+    let mut postgres: tokio_postgres::Config =
+        url.expose_secret().parse().context("database.url (DATABASE_URL) is not a Postgres address")?;
     postgres
         .application_name("rowhouse")
         .connect_timeout(Duration::from_secs(5))
         .keepalives_idle(Duration::from_secs(30))
+        .keepalives_interval(Duration::from_secs(5))
+        .keepalives_retries(3)
+        .tcp_user_timeout(Duration::from_secs(30))
         .options("-c search_path= -c statement_timeout=30s -c idle_in_transaction_session_timeout=60s");
     Ok(postgres)
 }

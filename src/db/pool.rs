@@ -37,6 +37,8 @@ const STATEMENTS_CACHED: NonZeroUsize = NonZeroUsize::new(64).expect("not zero")
 const MAX_SCHEMAS_SERVED: usize = 500;
 const MAX_AGE: Duration = Duration::from_secs(30 * 60);
 
+const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+
 /// Sets what a transaction needs, locally to it: path, time limit, organization.
 pub(super) const ENTER: &str = "select set_config('search_path', $1, true), \
      set_config('statement_timeout', $2, true), set_config('rowhouse.organization_id', $3, true)";
@@ -45,6 +47,7 @@ pub(super) struct Pool {
     config: tokio_postgres::Config,
     tls: MakeRustlsConnect,
     wait: Duration,
+    size: usize,
     permits: Arc<Semaphore>,
     /// One entry for each slot that nobody uses now: its number, and its connection if it has one.
     idle: Mutex<Vec<(usize, Option<Connection>)>>,
@@ -96,13 +99,14 @@ impl Pool {
             config,
             tls,
             wait: Duration::from_secs(settings.pool_wait_seconds),
+            size,
             permits: Arc::new(Semaphore::new(size)),
             idle: Mutex::new((0..size).map(|slot| (slot, None)).collect()),
         }
     }
 
-    pub fn config(&self) -> &tokio_postgres::Config {
-        &self.config
+    pub fn size(&self) -> usize {
+        self.size
     }
 
     pub fn tls(&self) -> &MakeRustlsConnect {
@@ -139,13 +143,21 @@ impl Pool {
         let refused = |error: tokio_postgres::Error| {
             Error::unavailable("The database cannot be reached. Try again in a moment.", 2).caused_by(error)
         };
-        let (client, connection) = self.config.connect(self.tls.clone()).await.map_err(refused)?;
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::warn!(%error, "a database connection broke");
-            }
-        });
-        let enter = client.prepare(ENTER).await.map_err(refused)?;
+        let connecting = async {
+            let (client, connection) = self.config.connect(self.tls.clone()).await?;
+            tokio::spawn(async move {
+                if let Err(error) = connection.await {
+                    tracing::warn!(%error, "a database connection broke");
+                }
+            });
+            let enter = client.prepare(ENTER).await?;
+            Ok((client, enter))
+        };
+        // The driver's own limit ends with the TCP handshake; a server may accept and stay silent.
+        let (client, enter) = tokio::time::timeout(CONNECT_WITHIN, connecting)
+            .await
+            .map_err(|_| Error::unavailable("The database does not answer. Try again in a moment.", 2))?
+            .map_err(refused)?;
         Ok(Connection {
             client,
             enter,

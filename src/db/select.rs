@@ -62,8 +62,14 @@ impl<'a> Select<'a> {
         let (limit, offset) = (paging.limit(), paging.offset());
         let mut page_values = self.values.clone();
         page_values.extend([&limit as Value<'_>, &offset]);
-        let (rows, total) =
-            futures_util::join!(tx.query(&rows, &page_values), tx.query_one(&count, &self.values));
+        let read = || async {
+            futures_util::join!(tx.query(&rows, &page_values), tx.query_one(&count, &self.values))
+        };
+        let first = !tx.has_begun();
+        let (mut rows, mut total) = read().await;
+        if first && tx.restarts_after_stale_plan().await? {
+            (rows, total) = read().await;
+        }
         Ok((rows?, total?.try_get(0)?))
     }
 }

@@ -31,9 +31,9 @@ use uuid::Uuid;
 
 use super::{
     Schema,
-    pool::{Connection, Lease},
+    pool::{Connection, ENTER, Lease},
 };
-use crate::error::{Error, Result};
+use crate::error::{Code, Error, Result};
 
 /// Time that one statement may take; longer work is a job.
 const STATEMENT_TIMEOUT: &str = "30s";
@@ -43,7 +43,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 tokio::task_local! {
     /// The idempotency key that the current request claimed. It is marked as carried out in the
     /// same commit as the request's change, so a crash between the commit and the stored answer
-    /// can never lead to doing it twice.
+    /// can never lead to doing it twice. What is committed on the way, without being that change
+    /// (a spare schema, a failed attempt to log in), uses `commit_aside`.
     pub static COMMIT_NOTE: Uuid;
 }
 
@@ -60,6 +61,8 @@ pub struct Tx {
     begun: AtomicBool,
     failed: AtomicBool,
     done: AtomicBool,
+    /// A statement met a plan of before a migration.
+    stale: AtomicBool,
     in_flight: AtomicUsize,
 }
 
@@ -74,7 +77,7 @@ pub struct PlatformTx(Tx);
 
 impl TenantTx {
     pub(super) fn new(lease: Lease, schema: Schema, organization: Uuid) -> Self {
-        let tx = Tx::new(lease, schema.id(), format!("{schema}, extensions"), organization.to_string());
+        let tx = Tx::new(lease, schema.id(), path(schema), organization.to_string());
         Self { tx, organization }
     }
 
@@ -83,8 +86,18 @@ impl TenantTx {
         self.organization
     }
 
+    /// The schema that this transaction is in.
+    pub fn schema(&self) -> Schema {
+        Schema::new(self.tx.tenant)
+    }
+
     pub async fn commit(self) -> Result<()> {
-        self.tx.commit().await
+        self.tx.commit(true).await
+    }
+
+    /// Commits something that is not the change that the request is about; see [`COMMIT_NOTE`].
+    pub async fn commit_aside(self) -> Result<()> {
+        self.tx.commit(false).await
     }
 }
 
@@ -94,8 +107,30 @@ impl PlatformTx {
     }
 
     pub async fn commit(self) -> Result<()> {
-        self.0.commit().await
+        self.0.commit(true).await
     }
+
+    /// Commits something that is not the change that the request is about; see [`COMMIT_NOTE`].
+    pub async fn commit_aside(self) -> Result<()> {
+        self.0.commit(false).await
+    }
+
+    /// Goes on inside a tenant's schema.
+    pub(super) async fn enter(self, schema: Schema, organization: Uuid) -> Result<TenantTx> {
+        let mut tx = self.0;
+        (tx.path, tx.organization) = (path(schema), organization.to_string());
+        if tx.begun.load(Ordering::Relaxed) {
+            let settings: Params<'_> = &[&tx.path, &STATEMENT_TIMEOUT, &tx.organization];
+            tx.query(ENTER, settings).await?;
+        }
+        tx.tenant = schema.id();
+        Ok(TenantTx { tx, organization })
+    }
+}
+
+/// What a transaction in a tenant's schema sees.
+fn path(schema: Schema) -> String {
+    format!("{schema}, extensions")
 }
 
 impl Deref for TenantTx {
@@ -124,6 +159,7 @@ impl Tx {
             begun: AtomicBool::new(false),
             failed: AtomicBool::new(false),
             done: AtomicBool::new(false),
+            stale: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
         }
     }
@@ -158,16 +194,23 @@ impl Tx {
 
     /// Commits. An error means that nothing of the transaction happened, except where the
     /// connection broke while the commit was under way.
-    async fn commit(&self) -> Result<()> {
+    async fn commit(&self, noted: bool) -> Result<()> {
         if !self.begun.load(Ordering::Relaxed) {
             return Ok(());
         }
         if self.failed.load(Ordering::Relaxed) {
             return Err(Error::internal("commit of a transaction in which a statement failed"));
         }
-        if let Ok(claim) = COMMIT_NOTE.try_with(|claim| *claim) {
-            self.execute("update platform.idempotency_keys set committed = true where id = $1", &[&claim])
+        if noted && let Ok(claim) = COMMIT_NOTE.try_with(|claim| *claim) {
+            let ours = self
+                .execute("update platform.idempotency_keys set committed = true where id = $1", &[&claim])
                 .await?;
+            if ours != 1 {
+                return Err(Error::new(
+                    Code::IdempotencyConflict,
+                    "This took so long that another request with the same Idempotency-Key went ahead.",
+                ));
+            }
         }
         let flight = Flight::start(&self.in_flight);
         let committed = self.lease().client.batch_execute("commit").await;
@@ -175,6 +218,23 @@ impl Tx {
         self.note(committed)?;
         self.done.store(true, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// After reads that were the first of this transaction: begins it anew where one of them met a
+    /// plan of before a migration, and says whether it did, so that they can be done once more.
+    pub(super) async fn restarts_after_stale_plan(&self) -> Result<bool> {
+        if !self.stale.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        self.lease().client.batch_execute("rollback").await?;
+        for flag in [&self.begun, &self.failed, &self.stale] {
+            flag.store(false, Ordering::Relaxed);
+        }
+        Ok(true)
+    }
+
+    pub(super) fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Relaxed)
     }
 
     async fn run<'a, T, F, Fut>(&'a self, sql: &str, act: F) -> Result<T>
@@ -187,9 +247,11 @@ impl Tx {
         let mut result = self.attempt(sql, &act).await;
         if result.as_ref().is_err_and(is_stale_plan) {
             self.lease().forget(self.tenant);
+            self.stale.store(true, Ordering::Relaxed);
             let alone = self.in_flight.load(Ordering::Relaxed) == 1;
             if first && alone && self.lease().client.batch_execute("rollback").await.is_ok() {
                 self.begun.store(false, Ordering::Relaxed);
+                self.stale.store(false, Ordering::Relaxed);
                 result = self.attempt(sql, &act).await;
             }
         }

@@ -2,11 +2,16 @@
 
 use poem::{FromRequest, Request, RequestBody, http::header};
 
-use crate::error::{Code, Error, Result};
+use crate::{
+    auth::sealing::sha256,
+    error::{Code, Error, Result},
+};
 
-/// The `ETag` of a version.
-pub fn etag(version: i64) -> String {
-    format!("\"v{version}\"")
+/// The `ETag` of an answer: the object's version, and a digest of what this caller sees of it. One
+/// path may show different things to different people, and a cache must not mix them up.
+pub fn etag(version: i64, body: &[u8]) -> String {
+    let digest: String = sha256(body)[..6].iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("\"v{version}-{digest}\"")
 }
 
 /// Whether one of the tags in a header's value is this one; `*` is any.
@@ -19,20 +24,28 @@ pub fn names(header: &str, tag: &str) -> bool {
 pub struct IfMatch(Option<String>);
 
 impl IfMatch {
-    /// 412 where the caller named versions and this is none of them.
+    /// 412 where the caller named versions and this is none of them. What the caller saw beside the
+    /// object itself does not count: `"v3"` is as good as `"v3-0190b6a1"`.
     pub fn check(&self, version: i64) -> Result<()> {
-        match &self.0 {
-            Some(expected) if !names(expected, &etag(version)) => Err(Error::new(
-                Code::PreconditionFailed,
-                "The object has changed since you read it. Read it again and repeat the change.",
-            )),
-            _ => Ok(()),
+        let Some(expected) = &self.0 else { return Ok(()) };
+        let fits = |tag: &str| {
+            let named = tag.trim_matches('"').split('-').next().unwrap_or_default();
+            tag == "*" || named == format!("v{version}")
+        };
+        if expected.split(',').map(str::trim).any(fits) {
+            return Ok(());
         }
+        Err(Error::new(
+            Code::PreconditionFailed,
+            "The object has changed since you read it. Read it again and repeat the change.",
+        ))
     }
 }
 
 impl<'a> FromRequest<'a> for IfMatch {
     async fn from_request(request: &'a Request, _body: &mut RequestBody) -> poem::Result<Self> {
-        Ok(Self(request.header(header::IF_MATCH).map(str::to_owned)))
+        // What cannot be read names no version, which is not the same as naming none.
+        let given = request.headers().get(header::IF_MATCH);
+        Ok(Self(given.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())))
     }
 }

@@ -1,5 +1,5 @@
-//! The front: request id, log line, time limit, panics, the one error shape, security headers,
-//! conditional reads and compression. Everything else runs inside it.
+//! The front: request id, log line, security headers, conditional reads and compression; inside
+//! them time limit, panics and the one error shape. Everything else runs inside these.
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration, time::Instant};
 
@@ -26,7 +26,11 @@ const WORTH_COMPRESSING: usize = 1024;
 pub struct RequestId(pub String);
 
 /// The outermost endpoint.
-pub struct Front<E> {
+pub struct Front<E>(pub E);
+
+/// Refuses what is too large, ends what takes too long, catches panics, and answers every error in
+/// the one shape.
+pub struct Guarded<E> {
     pub inner: E,
     pub app: Arc<App>,
 }
@@ -42,7 +46,8 @@ impl<E: Endpoint<Output = Response>> Endpoint for Front<E> {
         let path = request.uri().path().to_owned();
         let wanted = Wanted::of(&request);
         let span = tracing::info_span!("request", request_id = %id, %method, path);
-        let mut response = self.answer(request, &id).instrument(span.clone()).await;
+        let work = self.0.call(request).instrument(span.clone());
+        let mut response = work.await.unwrap_or_else(|error| shaped(error, &id));
         let headers = response.headers_mut();
         if let Ok(value) = HeaderValue::from_str(&id) {
             headers.insert("x-request-id", value);
@@ -60,22 +65,25 @@ impl<E: Endpoint<Output = Response>> Endpoint for Front<E> {
     }
 }
 
-impl<E: Endpoint<Output = Response>> Front<E> {
-    async fn answer(&self, mut request: Request, id: &str) -> Response {
+impl<E: Endpoint> Endpoint for Guarded<E> {
+    type Output = Response;
+
+    async fn call(&self, mut request: Request) -> poem::Result<Response> {
+        let id = request.data::<RequestId>().map_or_else(String::new, |id| id.0.clone());
         let config = &self.app.config.http;
         if let Err(error) = acceptable(request.headers(), config.body_limit) {
             payload::discard(Box::pin(request.take_body().into_bytes_stream()), config.body_limit).await;
-            return error.to_response(id);
+            return Ok(error.to_response(&id));
         }
         let limit = Duration::from_secs(config.request_timeout_seconds);
         let work = AssertUnwindSafe(self.inner.call(request)).catch_unwind();
-        match tokio::time::timeout(limit, work).await {
-            Ok(Ok(Ok(response))) => response,
-            Ok(Ok(Err(error))) => shaped(error, id),
+        Ok(match tokio::time::timeout(limit, work).await {
+            Ok(Ok(Ok(response))) => response.into_response(),
+            Ok(Ok(Err(error))) => shaped(error, &id),
             // The panic's own text and place are already on standard error.
-            Ok(Err(_)) => shaped(Error::internal("a handler panicked").into(), id),
-            Err(_) => shaped(Error::unavailable("This took too long and was stopped.", 5).into(), id),
-        }
+            Ok(Err(_)) => shaped(Error::internal("a handler panicked").into(), &id),
+            Err(_) => shaped(Error::unavailable("This took too long and was stopped.", 5).into(), &id),
+        })
     }
 }
 
@@ -133,6 +141,8 @@ fn secure(headers: &mut HeaderMap, path: &str) {
     headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));
     if path.starts_with("/api/") && !headers.contains_key(header::CACHE_CONTROL) {
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+        let whose = HeaderValue::from_static("Authorization, X-Organization-Id, X-Tenant-Id");
+        headers.append(header::VARY, whose);
     }
 }
 
@@ -176,17 +186,17 @@ impl Wanted {
 
 /// The best encoding that both sides know; `q=0` forbids one.
 fn encoding(accepted: &str) -> Option<CompressionAlgo> {
-    let allows = |wanted: &str| {
-        accepted.split(',').any(|entry| {
+    let said_of = |wanted: &str| {
+        accepted.split(',').find_map(|entry| {
             let mut parts = entry.split(';').map(str::trim);
-            let name = parts.next().unwrap_or_default();
+            let named = parts.next().unwrap_or_default().eq_ignore_ascii_case(wanted);
             let refused = parts.any(|part| {
                 part.strip_prefix("q=").and_then(|q| q.parse::<f32>().ok()).is_some_and(|q| q <= 0.0)
             });
-            (name.eq_ignore_ascii_case(wanted) || name == "*") && !refused
+            named.then_some(!refused)
         })
     };
-    if allows("gzip") { Some(CompressionAlgo::GZIP) } else { None }
+    said_of("gzip").or_else(|| said_of("*")).unwrap_or(false).then_some(CompressionAlgo::GZIP)
 }
 
 fn compressible(response: &Response) -> bool {
@@ -218,7 +228,7 @@ mod tests {
         let app = App::new(config, Clock::default()).unwrap();
         let panics = make(|_| async { panic!("the inside story") as poem::Result<Response> });
         let request = Request::builder().uri_str("/api/v1/anything").finish();
-        let response = Front { inner: panics, app }.call(request).await.unwrap();
+        let response = Front(Guarded { inner: panics, app }).call(request).await.unwrap();
         assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
         let id = response.header("x-request-id").unwrap().to_owned();
         let body = response.into_body().into_string().await.unwrap();
@@ -235,6 +245,11 @@ mod tests {
         assert!(
             encoding("gzip, br").is_some() && encoding("*").is_some() && encoding("gzip;q=0.5").is_some()
         );
-        assert!(encoding("identity").is_none() && encoding("gzip;q=0").is_none() && encoding("").is_none());
+        assert!(
+            encoding("gzip;q=0, *").is_none()
+                && encoding("identity").is_none()
+                && encoding("gzip;q=0").is_none()
+                && encoding("").is_none()
+        );
     }
 }

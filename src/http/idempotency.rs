@@ -21,7 +21,9 @@ use super::{
     host_name, payload,
 };
 use crate::{
+    api::{self, Needs},
     app::App,
+    auth::{Member, Permission, User},
     db::COMMIT_NOTE,
     error::{Code, Error, Result},
 };
@@ -47,8 +49,8 @@ impl<E: Endpoint> Endpoint for Idempotent<E> {
             return self.inner.call(request).await.map(IntoResponse::into_response);
         }
         let key = key(&request)?;
-        let Some(caller) = caller(&request, &self.app).await else {
-            // Bad credentials: the handler says so, and nothing is stored under them.
+        let Some(caller) = caller(&request).await else {
+            // Not let in, or nothing there: the handler says so, and nothing is stored.
             return self.inner.call(request).await.map(IntoResponse::into_response);
         };
         let body = payload::read(request.take_body(), self.app.config.http.body_limit).await?;
@@ -78,11 +80,22 @@ fn key(request: &Request) -> Result<String> {
     if usable { Ok(key.to_owned()) } else { Err(wrong()) }
 }
 
-/// Keys belong to a user; those of requests without credentials belong to nobody in particular.
-async fn caller(request: &Request, app: &App) -> Option<String> {
-    let Some(credentials) = request.header(header::AUTHORIZATION) else { return Some("anonymous".into()) };
-    let (_, token) = credentials.split_once(' ')?;
-    app.keys.verify(token.trim(), app.clock.now()).await.ok().map(|claims| claims.sub.to_string())
+/// Keys belong to whoever the operation's gate lets in now: what was answered once is not told again
+/// to somebody who has been shut out since. Those of public operations belong to an address.
+async fn caller(request: &Request) -> Option<String> {
+    match api::needs_of(request)? {
+        Needs::Nothing => {
+            let address = request.remote_addr().as_socket_addr().map(|address| address.ip().to_string());
+            Some(format!("anonymous {}", address.unwrap_or_default()))
+        }
+        Needs::User => Some(User::enter(request).await.ok()?.id.to_string()),
+        Needs::Permission(permission) => {
+            // The one POST that deleted organizations take is the one that restores them.
+            let including_deleted = permission == Permission::OrganizationDelete;
+            let member = Member::enter(request, permission, including_deleted).await.ok()?;
+            Some(member.user_id.to_string())
+        }
+    }
 }
 
 /// What makes a request the same: where it goes, for whom, and what it says.

@@ -1,12 +1,12 @@
 //! What bodies look like: read with serde, so that an error names the field, and documented by
 //! poem-openapi.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use poem::{
-    IntoResponse, Request, RequestBody, Response,
+    Endpoint, IntoResponse, Request, RequestBody, Response,
     http::{HeaderValue, StatusCode, header},
 };
 use poem_openapi::{
@@ -46,22 +46,42 @@ impl<'a, T: DeserializeOwned + ParseFromJSON> ApiExtractor<'a> for Body<T> {
         body: &mut RequestBody,
         _options: ExtractParamOptions<()>,
     ) -> poem::Result<Self> {
-        let is_json = request.content_type().is_some_and(|named| {
-            let media_type = named.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-            media_type == "application/json"
-                || (media_type.starts_with("application/") && media_type.ends_with("+json"))
-        });
-        if !is_json {
+        if !is_json(request) {
             Err(Error::new(
                 Code::UnsupportedMediaType,
                 "Send the body with Content-Type: application/json.",
             ))?;
         }
-        let app = request
-            .data::<std::sync::Arc<App>>()
-            .ok_or_else(|| Error::internal("the service carries no App"))?;
+        let app = request.data::<Arc<App>>().ok_or_else(|| Error::internal("the service carries no App"))?;
         let bytes = read(body.take()?, app.config.http.body_limit).await?;
         Ok(Self(parse(&bytes)?))
+    }
+}
+
+fn is_json(request: &Request) -> bool {
+    request.content_type().is_some_and(|named| {
+        let media_type = named.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        media_type == "application/json"
+            || (media_type.starts_with("application/") && media_type.ends_with("+json"))
+    })
+}
+
+/// Reads a JSON body to its end before anything is decided: who may do what is then asked right
+/// before it is done, however slowly the body came.
+pub struct Buffered<E> {
+    pub inner: E,
+    pub app: Arc<App>,
+}
+
+impl<E: Endpoint> Endpoint for Buffered<E> {
+    type Output = E::Output;
+
+    async fn call(&self, mut request: Request) -> poem::Result<E::Output> {
+        if is_json(&request) {
+            let body = read(request.take_body(), self.app.config.http.body_limit).await?;
+            request.set_body(body);
+        }
+        self.inner.call(request).await
     }
 }
 
@@ -167,13 +187,27 @@ pub struct NoContent;
 
 fn json(status: StatusCode, value: &impl Serialize) -> Response {
     match serde_json::to_vec(value) {
-        Ok(body) => Response::builder()
-            .status(status)
-            .header(header::CONTENT_TYPE, JSON)
-            .header(header::CONTENT_LENGTH, body.len())
-            .body(body),
+        Ok(body) => written(status, body),
         Err(error) => Error::internal(error).into_response(),
     }
+}
+
+fn versioned(status: StatusCode, value: &(impl Serialize + Versioned)) -> Response {
+    match serde_json::to_vec(value) {
+        Ok(body) => {
+            let tag = etag(value.version(), &body);
+            with_header(written(status, body), header::ETAG, &tag)
+        }
+        Err(error) => Error::internal(error).into_response(),
+    }
+}
+
+fn written(status: StatusCode, body: Vec<u8>) -> Response {
+    Response::builder()
+        .status(status)
+        .header(header::CONTENT_TYPE, JSON)
+        .header(header::CONTENT_LENGTH, body.len())
+        .body(body)
 }
 
 fn with_header(mut response: Response, name: header::HeaderName, value: &str) -> Response {
@@ -225,7 +259,7 @@ impl<T: Serialize + ToJSON> ApiResponse for Json<T> {
 
 impl<T: Serialize + Versioned + Send> IntoResponse for Single<T> {
     fn into_response(self) -> Response {
-        with_header(json(StatusCode::OK, &self.0), header::ETAG, &etag(self.0.version()))
+        versioned(StatusCode::OK, &self.0)
     }
 }
 
@@ -241,9 +275,7 @@ impl<T: Serialize + Versioned + ToJSON> ApiResponse for Single<T> {
 
 impl<T: Serialize + Versioned + Send> IntoResponse for Created<T> {
     fn into_response(self) -> Response {
-        let response =
-            with_header(json(StatusCode::CREATED, &self.value), header::ETAG, &etag(self.value.version()));
-        with_header(response, header::LOCATION, &self.location)
+        with_header(versioned(StatusCode::CREATED, &self.value), header::LOCATION, &self.location)
     }
 }
 

@@ -3,48 +3,76 @@
 use std::{future::Future, sync::Arc, time::Duration};
 
 use poem::{
-    Endpoint, EndpointExt, IntoResponse, Request, Response, Server, http::Method, listener::TcpAcceptor,
+    Endpoint, EndpointExt, Request, Response, Server,
+    http::{Method, header},
+    listener::TcpAcceptor,
     middleware::Cors,
 };
 
 use super::{
-    front::{Front, RequestId, shaped},
+    front::{Front, Guarded},
     idempotency::Idempotent,
+    payload::Buffered,
 };
-use crate::{api, app::App};
+use crate::{
+    api,
+    app::App,
+    error::{Error, Result},
+    tenancy,
+};
 
 /// Everything that answers requests.
 pub fn endpoint(app: Arc<App>) -> impl Endpoint<Output = Response> + 'static {
     let routes = Idempotent { inner: api::routes(), app: app.clone() }.data(app.clone());
-    // Inside CORS, so that a browser may read errors too.
-    let shaped = Shaped(routes).with(cors(&app));
-    Front { inner: shaped, app }
+    let guarded = Guarded { inner: Buffered { inner: routes, app: app.clone() }, app: app.clone() };
+    // Outside the guard, so that a browser may read every error.
+    Front(CrossOrigin { inner: guarded.with(cors()).map_to_response(), app })
 }
 
-/// Turns errors into answers, and answers of any kind into responses.
-struct Shaped<E>(E);
+/// Refuses calls from pages of other origins.
+struct CrossOrigin<E> {
+    inner: E,
+    app: Arc<App>,
+}
 
-impl<E: Endpoint> Endpoint for Shaped<E> {
+impl<E: Endpoint<Output = Response>> Endpoint for CrossOrigin<E> {
     type Output = Response;
 
     async fn call(&self, request: Request) -> poem::Result<Response> {
-        let id = request.data::<RequestId>().map_or_else(String::new, |id| id.0.clone());
-        Ok(match self.0.call(request).await {
-            Ok(output) => output.into_response(),
-            Err(error) => shaped(error, &id),
-        })
+        if let Some(origin) = request.headers().get(header::ORIGIN) {
+            let origin = origin.to_str().unwrap_or_default();
+            if !self.may_call(origin, &request).await? {
+                Err(Error::denied("This origin may not call the API; add it to http.cors_origins."))?;
+            }
+        }
+        self.inner.call(request).await
     }
 }
 
-fn cors(app: &App) -> Cors {
-    let config = &app.config.http;
-    let (origins, base) = (config.cors_origins.clone(), config.base_domain.clone());
+impl<E> CrossOrigin<E> {
+    async fn may_call(&self, origin: &str, request: &Request) -> Result<bool> {
+        let config = &self.app.config.http;
+        if config.cors_origins.iter().any(|known| known == origin) || within(origin, &config.base_domain) {
+            return Ok(true);
+        }
+        // A page of the very host that it calls: browsers say so with every write.
+        let Some((_, authority)) = origin.split_once("://") else { return Ok(false) };
+        if request.header(header::HOST).is_some_and(|host| host.eq_ignore_ascii_case(authority)) {
+            return Ok(true);
+        }
+        // A page of an organization's own domain.
+        Ok(origin.starts_with("https://") && tenancy::is_domain(&self.app, authority).await?)
+    }
+}
+
+/// The headers of answers to pages; who may call is decided by [`CrossOrigin`].
+fn cors() -> Cors {
     Cors::new()
         .allow_credentials(false)
         .allow_methods([Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
         .expose_headers(["x-request-id", "etag", "location", "retry-after", "idempotent-replayed"])
         .max_age(600)
-        .allow_origins_fn(move |origin| origins.iter().any(|known| known == origin) || within(origin, &base))
+        .allow_origins_fn(|_| true)
 }
 
 /// Whether an origin is the base domain or one below it, on any port.

@@ -152,7 +152,7 @@ impl MembersApi {
         to: Body<MemberChange>,
     ) -> Result<Single<MemberView>> {
         let tx = who.begin().await?;
-        let owners = lock_owners(&tx, who.tenant.id()).await?;
+        let owners = lock_owners(&tx, &who).await?;
         let mut member = find(&tx, who.tenant.id(), user_id.0).await?;
         expected.check(member.version)?;
         let before = member.role;
@@ -200,7 +200,7 @@ impl MembersApi {
         expected: IfMatch,
     ) -> Result<NoContent> {
         let tx = who.begin().await?;
-        let owners = lock_owners(&tx, who.tenant.id()).await?;
+        let owners = lock_owners(&tx, &who).await?;
         let member = find(&tx, who.tenant.id(), user_id.0).await?;
         expected.check(member.version)?;
         may_change(&who, member.role)?;
@@ -230,15 +230,25 @@ fn somebody_owns(owners: &[Uuid], without: Uuid) -> Result<()> {
     Err(Error::conflict("An organization needs an owner. Make somebody else an owner first."))
 }
 
-/// The active owners, locked: two of them cannot leave at the same time.
-async fn lock_owners(tx: &Tx, organization: Uuid) -> Result<Vec<Uuid>> {
+/// The active owners, locked: two of them cannot leave at the same time. Whoever was waited for may
+/// have changed what the caller is, so that is looked at again.
+async fn lock_owners(tx: &Tx, who: &auth::Member) -> Result<Vec<Uuid>> {
     let rows = tx
         .query(
-            "select user_id from platform.organization_members \
-             where organization_id = $1 and role = 'owner' and is_active order by user_id for update",
-            &[&organization],
+            "select m.user_id from platform.organization_members m join platform.users u on u.id = m.user_id \
+             where m.organization_id = $1 and m.role = 'owner' and m.is_active and u.is_active \
+             order by m.user_id for update of m",
+            &[&who.tenant.id()],
         )
         .await?;
+    let still = tx
+        .query_opt(
+            "select 1 from platform.organization_members \
+             where organization_id = $1 and user_id = $2 and role = $3 and is_active",
+            &[&who.tenant.id(), &who.user_id, &who.role],
+        )
+        .await?;
+    still.ok_or_else(|| Error::denied("Your own role was changed while you did this."))?;
     rows.iter().map(|row| Ok(row.try_get("user_id")?)).collect()
 }
 

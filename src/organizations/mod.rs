@@ -22,7 +22,7 @@ use crate::{
         permissions::{OrganizationDelete, OrganizationRead, SettingsManage},
         sealing::random,
     },
-    db::{Row, Schema, Select, Tx},
+    db::{Row, Select, TenantTx, Tx},
     error::{Code, Error, OnConstraint, Result},
     http::{Body, Created, IfMatch, Json, NoContent, Single, Versioned},
     page::{Page, Paging},
@@ -164,8 +164,8 @@ impl OrganizationsApi {
     /// It gets a schema of its own at once, and the caller is its owner.
     #[oai(path = "/organizations", method = "post", operation_id = "create_organization")]
     async fn create(&self, who: User, new: Body<NewOrganization>) -> Result<Created<Organization>> {
-        let (tx, schema) = fleet::begin_with_schema(&who.app.db, &who.app.directory).await?;
-        let organization = insert(&tx, &who.app, schema, who.id, new.0).await?;
+        let (tx, _) = fleet::begin_new_tenant(&who.app.db, &who.app.directory).await?;
+        let organization = insert(&tx, &who.app, who.id, new.0).await?;
         tx.commit().await?;
         who.app.directory.forget(organization.id);
         Ok(Created { location: format!("/api/v1/organizations/{}", organization.id), value: organization })
@@ -240,6 +240,9 @@ impl OrganizationsApi {
         let tx = who.begin().await?;
         lock(&tx, who.tenant.id()).await?;
         let organization = find(&tx, who.tenant.id(), who.user_id).await?;
+        if organization.deleted_at.is_some() {
+            return Err(tenancy::unknown());
+        }
         expected.check(organization.version)?;
         set_deleted(&tx, &who.app, organization.id, Some(who.app.clock.now())).await?;
         tx.commit().await?;
@@ -311,15 +314,9 @@ async fn lock(tx: &Tx, id: Uuid) -> Result<()> {
     Ok(())
 }
 
-/// Makes an organization over a schema that `fleet::begin_with_schema` holds in this transaction.
-pub async fn insert(
-    tx: &Tx,
-    app: &App,
-    schema: Schema,
-    owner: Uuid,
-    new: NewOrganization,
-) -> Result<Organization> {
-    let id = Uuid::now_v7();
+/// Makes the organization that `fleet::begin_new_tenant` has begun.
+pub async fn insert(tx: &TenantTx, app: &App, owner: Uuid, new: NewOrganization) -> Result<Organization> {
+    let id = tx.organization();
     let now = app.clock.now();
     let given = new.slug.is_some();
     let mut slug = match new.slug {
@@ -352,7 +349,7 @@ pub async fn insert(
                     &new.size_range,
                     &new.country_code,
                     &timezone,
-                    &schema.id(),
+                    &tx.schema().id(),
                     &owner,
                     &now,
                 ],

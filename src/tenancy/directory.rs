@@ -25,8 +25,9 @@ use crate::{
 const CHANNEL: &str = "rowhouse_directory";
 /// A notice that got lost all the same is made good after this long.
 const MAX_AGE: Duration = Duration::from_secs(60);
-/// Names that do not exist are remembered too, so the cache needs a bound.
 const MAX_ENTRIES: usize = 50_000;
+/// Names that do not exist are remembered too, apart: making them up must not push out the others.
+const MAX_UNKNOWN: usize = 5_000;
 
 /// Tells every instance that something about an organization has changed; heard after commit.
 pub async fn changed(tx: &Tx, organization: Uuid) -> Result<()> {
@@ -57,11 +58,12 @@ struct Cache {
     /// Counts the drops: what was being loaded during one is not kept.
     drops: AtomicU64,
     entries: RwLock<HashMap<Key, Cached>>,
+    unknown: RwLock<HashMap<Key, Instant>>,
 }
 
 struct Cached {
     since: Instant,
-    entry: Option<Arc<Entry>>,
+    entry: Arc<Entry>,
 }
 
 impl Directory {
@@ -113,7 +115,7 @@ impl Directory {
     }
 
     async fn load(&self, key: &Key) -> Result<Option<Entry>> {
-        const ENTRY: &str = "select o.id, o.slug, o.schema_id, o.status = 'suspended' as suspended, \
+        const ENTRY: &str = "select o.id, o.schema_id, o.status = 'suspended' as suspended, \
              o.deleted_at is not null as deleted from platform.organizations o";
         let tx = self.db.begin().await?;
         let row = match key {
@@ -130,7 +132,6 @@ impl Directory {
         row.map(|row| {
             Ok(Entry {
                 id: row.try_get("id")?,
-                slug: row.try_get("slug")?,
                 schema: Schema::new(row.try_get("schema_id")?),
                 suspended: row.try_get("suspended")?,
                 deleted: row.try_get("deleted")?,
@@ -143,17 +144,34 @@ impl Directory {
 impl Cache {
     fn get(&self, key: &Key) -> Option<Option<Arc<Entry>>> {
         let entries = self.entries.read().expect("nothing panics with the lock held");
-        entries.get(key).filter(|cached| cached.since.elapsed() < MAX_AGE).map(|cached| cached.entry.clone())
+        if let Some(known) = entries.get(key).filter(|cached| cached.since.elapsed() < MAX_AGE) {
+            return Some(Some(known.entry.clone()));
+        }
+        let unknown = self.unknown.read().expect("nothing panics with the lock held");
+        unknown.get(key).filter(|since| since.elapsed() < MAX_AGE).map(|_| None)
     }
 
     fn put(&self, key: Key, entry: Option<Arc<Entry>>, drops_before: u64) {
         let mut entries = self.entries.write().expect("nothing panics with the lock held");
+        let mut unknown = self.unknown.write().expect("nothing panics with the lock held");
         let unchanged = self.drops.load(Ordering::SeqCst) == drops_before;
-        if self.listening.load(Ordering::SeqCst) && unchanged {
-            if entries.len() >= MAX_ENTRIES {
-                entries.clear();
+        if !self.listening.load(Ordering::SeqCst) || !unchanged {
+            return;
+        }
+        let since = Instant::now();
+        match entry {
+            Some(entry) => {
+                if entries.len() >= MAX_ENTRIES {
+                    entries.clear();
+                }
+                entries.insert(key, Cached { since, entry });
             }
-            entries.insert(key, Cached { since: Instant::now(), entry });
+            None => {
+                if unknown.len() >= MAX_UNKNOWN {
+                    unknown.clear();
+                }
+                unknown.insert(key, since);
+            }
         }
     }
 
@@ -161,12 +179,14 @@ impl Cache {
     fn forget(&self, organization: Uuid) {
         let mut entries = self.entries.write().expect("nothing panics with the lock held");
         self.drops.fetch_add(1, Ordering::SeqCst);
-        entries.retain(|_, cached| cached.entry.as_ref().is_some_and(|entry| entry.id != organization));
+        entries.retain(|_, cached| cached.entry.id != organization);
+        self.unknown.write().expect("nothing panics with the lock held").clear();
     }
 
     fn clear(&self) {
         let mut entries = self.entries.write().expect("nothing panics with the lock held");
         self.drops.fetch_add(1, Ordering::SeqCst);
         entries.clear();
+        self.unknown.write().expect("nothing panics with the lock held").clear();
     }
 }

@@ -5,11 +5,11 @@ use std::{sync::Arc, time::Duration};
 use futures_util::{StreamExt, stream};
 use uuid::Uuid;
 
-use super::{Directory, Tenant, directory::Key};
+use super::{Directory, Entry, Tenant, directory::Key};
 use crate::{
     app::App,
     db::{
-        Db, PlatformTx, Schema, Tx,
+        Db, PlatformTx, Schema, TenantTx, Tx,
         migrations::{self, Set, tenant_sets},
     },
     error::{Error, Result},
@@ -34,8 +34,18 @@ async fn take_spare(tx: &Tx, sets: &[Set]) -> Result<Option<Schema>> {
     row.map(|row| Ok(Schema::new(row.try_get("id")?))).transpose()
 }
 
-/// A transaction that holds a schema for a new organization: a spare, or one built on the spot.
-pub async fn begin_with_schema(db: &Db, directory: &Directory) -> Result<(PlatformTx, Schema)> {
+/// A transaction in the schema of an organization that is about to be made, and the organization to
+/// be: its id is chosen here, its row is the caller's to insert. The schema is a spare, or built on
+/// the spot.
+pub async fn begin_new_tenant(db: &Db, directory: &Directory) -> Result<(TenantTx, Tenant)> {
+    let id = Uuid::now_v7();
+    let (tx, schema) = begin_with_schema(db, directory).await?;
+    let tx = directory.door.enter(tx, schema, id).await?;
+    let entry = Entry { id, schema, suspended: false, deleted: false };
+    Ok((tx, Tenant { entry: Arc::new(entry), door: directory.door.clone() }))
+}
+
+async fn begin_with_schema(db: &Db, directory: &Directory) -> Result<(PlatformTx, Schema)> {
     let sets = tenant_sets();
     // Whoever finds none builds one, so there are at least as many as takers; the bound is for the
     // case that something else is wrong.
@@ -61,7 +71,7 @@ async fn build_spare(directory: &Directory, sets: &[Set]) -> Result<Schema> {
         set.apply(&tx, 0).await?;
         migrations::record(&tx, schema.id(), set).await?;
     }
-    tx.commit().await?;
+    tx.commit_aside().await?;
     Ok(schema)
 }
 
@@ -153,7 +163,7 @@ pub async fn migrate(
             }
             Ok((schema, None))
         })
-        .buffer_unordered(jobs.max(1));
+        .buffer_unordered(jobs.clamp(1, db.connections()));
     let mut done = 0;
     while let Some(outcome) = outcomes.next().await {
         done += 1;
@@ -173,22 +183,27 @@ pub async fn migrate(
 
 async fn migrate_one(directory: &Directory, schema: Schema, set: &Set) -> Result<()> {
     let tx = directory.door.begin(schema, Uuid::nil()).await?;
-    // A tenant that is being used is not made to wait behind a migration that waits for it.
-    tx.command("set local lock_timeout to '3s'").await?;
+    tx.command("set local statement_timeout to 0").await?;
     tx.execute(
         "insert into platform.tenant_schema_modules (schema_id, module, version) values ($1, $2, 0) \
          on conflict (schema_id, module) do nothing",
         &[&schema.id(), &set.module],
     )
     .await?;
+    // Another run that is at it is waited for.
     let row = tx
         .query_one(
             "select version from platform.tenant_schema_modules where schema_id = $1 and module = $2 for update",
             &[&schema.id(), &set.module],
         )
         .await?;
-    set.apply(&tx, row.try_get("version")?).await?;
-    migrations::record(&tx, schema.id(), set).await?;
+    let version: i64 = row.try_get("version")?;
+    if version < set.latest() {
+        // A tenant that is being used is not made to wait behind a migration that waits for it.
+        tx.command("set local lock_timeout to '3s'").await?;
+        set.apply(&tx, version).await?;
+        migrations::record(&tx, schema.id(), set).await?;
+    }
     tx.commit().await
 }
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 pub use directory::{Directory, changed};
-pub use resolve::{RESERVED, resolve};
+pub use resolve::{RESERVED, is_domain, resolve};
 
 use crate::{
     db::{Schema, TenantDoor, TenantTx},
@@ -30,7 +30,6 @@ pub struct Tenant {
 #[derive(Debug)]
 struct Entry {
     id: Uuid,
-    slug: String,
     schema: Schema,
     suspended: bool,
     deleted: bool,
@@ -39,10 +38,6 @@ struct Entry {
 impl Tenant {
     pub fn id(&self) -> Uuid {
         self.entry.id
-    }
-
-    pub fn slug(&self) -> &str {
-        &self.entry.slug
     }
 
     pub fn is_suspended(&self) -> bool {

@@ -8,6 +8,7 @@ use crate::{
     app::App,
     error::{Code, Error, Result},
     http::host_name,
+    types::Slug,
 };
 
 /// Subdomains of the base domain that are the service's own, and slugs that nobody may take.
@@ -72,33 +73,43 @@ pub const RESERVED: &[&str] = &[
 
 /// The organization that a request is for.
 pub async fn resolve(request: &Request, app: &App) -> Result<Tenant> {
-    let mut found: Option<Tenant> = None;
+    let mut named: Vec<Option<Tenant>> = Vec::new();
     for key in keys(request, &app.config.http.base_domain)? {
-        let Some(tenant) = app.directory.find(&key).await? else {
-            // A host that is nobody's domain may be an address of the service itself.
-            if matches!(key, Key::Domain(_)) {
-                continue;
-            }
-            return Err(unknown());
+        let found = match &key {
+            Some(key) => app.directory.find(key).await?,
+            None => None,
         };
-        if found.as_ref().is_some_and(|other| other.id() != tenant.id()) {
-            return Err(Error::new(
-                Code::TenantMismatch,
-                "The request names two organizations: header, host and path must agree.",
-            ));
+        // A host that is nobody's domain may be an address of the service itself.
+        if found.is_some() || !matches!(key, Some(Key::Domain(_))) {
+            named.push(found);
         }
-        found = Some(tenant);
     }
-    found.ok_or_else(|| {
-        Error::new(
+    let Some(first) = named.pop() else {
+        return Err(Error::new(
             Code::TenantRequired,
             "Name the organization: use its subdomain, or send its id or slug as X-Organization-Id.",
-        )
-    })
+        ));
+    };
+    // The same answer whether or not the other name is somebody's.
+    if named.iter().any(|other| other.as_ref().map(Tenant::id) != first.as_ref().map(Tenant::id)) {
+        return Err(Error::new(
+            Code::TenantMismatch,
+            "The request names two organizations: header, host and path must agree.",
+        ));
+    }
+    first.ok_or_else(unknown)
 }
 
-/// Every name that the request gives for its organization.
-fn keys(request: &Request, base_domain: &str) -> Result<Vec<Key>> {
+/// Whether a host is some organization's own, proved domain.
+pub async fn is_domain(app: &App, host: &str) -> Result<bool> {
+    match host_key(host, &app.config.http.base_domain) {
+        Some(key @ Key::Domain(_)) => Ok(app.directory.find(&key).await?.is_some()),
+        _ => Ok(false),
+    }
+}
+
+/// Every name that the request gives for its organization; `None` is one that nobody can have.
+fn keys(request: &Request, base_domain: &str) -> Result<Vec<Option<Key>>> {
     let mut keys = Vec::new();
     for name in ["x-organization-id", "x-tenant-id"] {
         for value in request.headers().get_all(name) {
@@ -106,22 +117,23 @@ fn keys(request: &Request, base_domain: &str) -> Result<Vec<Key>> {
         }
     }
     if let Some(host) = host_name(request) {
-        keys.extend(host_key(&host, base_domain));
+        keys.extend(host_key(&host, base_domain).map(Some));
     }
     // `/api/v1/organizations/{id}/…` is about the organization in its path.
     let mut path =
         request.original_uri().path().split('/').skip_while(|part| *part != "organizations").skip(1);
     if let Some(id) = path.next() {
         let id = id.parse().map_err(|_| Error::invalid("organization_id", "must be a UUID"))?;
-        keys.push(Key::Id(id));
+        keys.push(Some(Key::Id(id)));
     }
     Ok(keys)
 }
 
-fn id_or_slug(text: &str) -> Key {
-    match text.trim().parse() {
-        Ok(id) => Key::Id(id),
-        Err(_) => Key::Slug(text.trim().to_lowercase()),
+fn id_or_slug(text: &str) -> Option<Key> {
+    let text = text.trim();
+    match text.parse() {
+        Ok(id) => Some(Key::Id(id)),
+        Err(_) => text.to_lowercase().parse::<Slug>().ok().map(|slug| Key::Slug(slug.to_string())),
     }
 }
 
@@ -129,7 +141,8 @@ fn host_key(host: &str, base_domain: &str) -> Option<Key> {
     if host == base_domain
         || host.is_empty()
         || host.parse::<std::net::IpAddr>().is_ok()
-        || host.starts_with('[')
+        || host.len() > 253
+        || !host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.".contains(&b))
     {
         return None;
     }

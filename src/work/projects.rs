@@ -24,8 +24,8 @@ use crate::{
     organizations::members,
     page::{Page, Paging, Sort, SortKey, SortKeys, key, nullable_key, search_query},
     types::{
-        Amount, EXAMPLE_ID, Money, Name, Prose, Slug, change, change_optional, example, example_time,
-        text_enum,
+        Amount, EXAMPLE_ID, Money, Name, Prose, Slug, change, change_optional, check_year, example,
+        example_time, text_enum,
     },
 };
 
@@ -231,7 +231,12 @@ impl ProjectsApi {
         let tx = who.begin().await?;
         let mut project = find_to_change(&tx, &who, project_id.0).await?;
         expected.check(project.version)?;
-        apply(&tx, &mut project, to.0).await?;
+        let (owner, before) = (project.owner_id, project.member_ids.clone());
+        apply(&mut project, to.0)?;
+        if project.owner_id != owner {
+            may_write(&who, project.owner_id)?;
+        }
+        check(&tx, &mut project, &[&before[..], &[owner]].concat()).await?;
         project.updated_at = who.app.clock.now();
         project.version += 1;
         store(&tx, &project).await?;
@@ -248,9 +253,12 @@ impl ProjectsApi {
         expected: IfMatch,
     ) -> Result<NoContent> {
         let tx = who.begin().await?;
-        // Tasks before their project: the order in which changes of tasks lock.
+        may_write(&who, find(&tx, project_id.0).await?.owner_id)?;
+        // Tasks before their project: the order in which changes of tasks lock. And the project as a
+        // deletion will: a task that is being added holds on to it.
         tx.query("select id from tasks where project_id = $1 order by id for update", &[&project_id.0])
             .await?;
+        tx.query("select id from projects where id = $1 for update", &[&project_id.0]).await?;
         let project = find_to_change(&tx, &who, project_id.0).await?;
         expected.check(project.version)?;
         tx.execute("delete from projects where id = $1", &[&project.id]).await?;
@@ -342,7 +350,7 @@ pub async fn insert(tx: &TenantTx, who: &Member, new: NewProject) -> Result<Proj
         version: 1,
     };
     may_write(who, project.owner_id)?;
-    check(tx, &mut project).await?;
+    check(tx, &mut project, &[]).await?;
     let (amount, currency) = budget_columns(&project);
     loop {
         let inserted = tx
@@ -389,8 +397,11 @@ fn budget_columns(project: &Project) -> (Option<Decimal>, Option<String>) {
     project.budget.as_ref().map(|money| (money.amount.decimal(), money.currency.to_string())).unzip()
 }
 
-/// What must hold whoever writes; also puts the members into their order.
-async fn check(tx: &TenantTx, project: &mut Project) -> Result<()> {
+/// What must hold whoever writes; also puts the members into their order. Who was in the project
+/// `before` may stay, also after leaving the organization.
+async fn check(tx: &TenantTx, project: &mut Project, before: &[Uuid]) -> Result<()> {
+    check_year("start_date", project.start_date)?;
+    check_year("end_date", project.end_date)?;
     if let (Some(start), Some(end)) = (project.start_date, project.end_date)
         && end < start
     {
@@ -404,11 +415,12 @@ async fn check(tx: &TenantTx, project: &mut Project) -> Result<()> {
     }
     project.member_ids.sort();
     project.member_ids.dedup();
-    members::must_be_active(tx, tx.organization(), &[project.owner_id], "owner_id").await?;
-    members::must_be_active(tx, tx.organization(), &project.member_ids, "member_ids").await
+    let new = |ids: &[Uuid]| -> Vec<Uuid> { ids.iter().filter(|id| !before.contains(id)).copied().collect() };
+    members::must_be_active(tx, tx.organization(), &new(&[project.owner_id]), "owner_id").await?;
+    members::must_be_active(tx, tx.organization(), &new(&project.member_ids), "member_ids").await
 }
 
-async fn apply(tx: &TenantTx, project: &mut Project, to: ProjectChange) -> Result<()> {
+fn apply(project: &mut Project, to: ProjectChange) -> Result<()> {
     change(&mut project.name, "name", to.name)?;
     change(&mut project.slug, "slug", to.slug)?;
     change(&mut project.status, "status", to.status)?;
@@ -419,7 +431,7 @@ async fn apply(tx: &TenantTx, project: &mut Project, to: ProjectChange) -> Resul
     change_optional(&mut project.start_date, to.start_date);
     change_optional(&mut project.end_date, to.end_date);
     change_optional(&mut project.budget, to.budget);
-    check(tx, project).await
+    Ok(())
 }
 
 async fn store(tx: &TenantTx, project: &Project) -> Result<()> {

@@ -17,11 +17,11 @@ use crate::{
         permissions::{TasksRead, TasksWriteOwn},
     },
     db::{Row, Select, TenantTx},
-    error::{Error, Result},
+    error::{Code, Error, Result},
     http::{Body, Created, IfMatch, Json, NoContent, Single, Versioned},
     organizations::members,
     page::{Page, Paging, Sort, SortKey, SortKeys, key, nullable_key, search_query},
-    types::{EXAMPLE_ID, Prose, Text, change, change_optional, example, example_time, text_enum},
+    types::{EXAMPLE_ID, Prose, Text, change, change_optional, check_year, example, example_time, text_enum},
 };
 
 text_enum! {
@@ -239,8 +239,9 @@ impl TasksApi {
         expected.check(task.version)?;
         let counted = counts(&task);
         let now = who.app.clock.now();
+        let before = task.assignee_ids.clone();
         apply(&mut task, to.0, now)?;
-        check(&tx, &mut task).await?;
+        check(&tx, &mut task, &before).await?;
         task.updated_at = now;
         task.version += 1;
         store(&tx, &task).await?;
@@ -345,14 +346,15 @@ pub async fn insert(tx: &TenantTx, who: &Member, new: NewTask) -> Result<Task> {
         updated_at: now,
         version: 1,
     };
-    let project = projects::find(tx, task.project_id)
-        .await
-        .map_err(|_| Error::invalid("project_id", "There is no such project in this organization."))?;
+    let project = projects::find(tx, task.project_id).await.map_err(|error| match error.code() {
+        Code::NotFound => Error::invalid("project_id", "There is no such project in this organization."),
+        _ => error,
+    })?;
     let own = project.owner_id == who.user_id || project.member_ids.contains(&who.user_id);
     if !who.may(Permission::TasksWrite) && !own {
         return Err(Error::denied("You are not in this project. Ask its owner to add you."));
     }
-    check(tx, &mut task).await?;
+    check(tx, &mut task, &[]).await?;
     tx.execute(
         "insert into tasks (id, project_id, title, description, status, priority, created_by, due_date, \
          estimated_hours, actual_hours, impact, completed_at, created_at, updated_at) \
@@ -399,8 +401,9 @@ fn apply(task: &mut Task, to: TaskChange, now: DateTime<Utc>) -> Result<()> {
     Ok(())
 }
 
-/// What must hold whoever writes; also rounds to the two places that are kept.
-async fn check(tx: &TenantTx, task: &mut Task) -> Result<()> {
+/// What must hold whoever writes; also rounds to the two places that are kept. Who was assigned
+/// before may stay, also after leaving the organization.
+async fn check(tx: &TenantTx, task: &mut Task, before: &[Uuid]) -> Result<()> {
     let in_range = |field: &str, value: f64, most: f64| {
         let rounded = (value * 100.0).round() / 100.0;
         if (0.0..=most).contains(&rounded) {
@@ -409,6 +412,7 @@ async fn check(tx: &TenantTx, task: &mut Task) -> Result<()> {
             Err(Error::invalid(field, format!("must be from 0 to {most}")))
         }
     };
+    check_year("due_date", task.due_date)?;
     task.impact = in_range("impact", task.impact, 100.0)?;
     task.estimated_hours =
         task.estimated_hours.map(|hours| in_range("estimated_hours", hours, 100_000.0)).transpose()?;
@@ -419,7 +423,8 @@ async fn check(tx: &TenantTx, task: &mut Task) -> Result<()> {
     }
     task.assignee_ids.sort();
     task.assignee_ids.dedup();
-    members::must_be_active(tx, tx.organization(), &task.assignee_ids, "assignee_ids").await
+    let new: Vec<Uuid> = task.assignee_ids.iter().filter(|id| !before.contains(id)).copied().collect();
+    members::must_be_active(tx, tx.organization(), &new, "assignee_ids").await
 }
 
 async fn store(tx: &TenantTx, task: &Task) -> Result<()> {

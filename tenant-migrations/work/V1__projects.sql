@@ -16,8 +16,10 @@ create table projects (
     version bigint not null default 1,
     created_at timestamptz not null,
     updated_at timestamptz not null,
+    -- Without signs, which would make one word of `04-12` or `acme.com`: words are searched for.
     search tsvector generated always as
-        (to_tsvector('simple'::regconfig, name || ' ' || coalesce(description, ''))) stored,
+        (to_tsvector('simple'::regconfig, translate(name || ' ' || coalesce(description, ''),
+            '!"#$%&''()*+,-./:;<=>?@[\]^_`{|}~', repeat(' ', 32)))) stored,
     constraint projects_slug_key unique (slug),
     constraint projects_status check (status in ('planning', 'active', 'completed', 'archived')),
     constraint projects_priority check (priority in ('low', 'medium', 'high', 'urgent')),
@@ -34,5 +36,3 @@ create table project_members (
     added_at timestamptz not null,
     primary key (project_id, user_id)
 );
-
-create index project_members_user on project_members (user_id);

@@ -15,7 +15,8 @@ create table tasks (
     created_at timestamptz not null,
     updated_at timestamptz not null,
     search tsvector generated always as
-        (to_tsvector('simple'::regconfig, title || ' ' || coalesce(description, ''))) stored,
+        (to_tsvector('simple'::regconfig, translate(title || ' ' || coalesce(description, ''),
+            '!"#$%&''()*+,-./:;<=>?@[\]^_`{|}~', repeat(' ', 32)))) stored,
     constraint tasks_status check (status in ('todo', 'in_progress', 'review', 'done')),
     constraint tasks_priority check (priority in ('low', 'medium', 'high', 'urgent')),
     constraint tasks_impact check (impact between 0 and 100),

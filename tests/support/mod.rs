@@ -154,6 +154,24 @@ impl TestApp {
         RUNTIME.spawn(run).await.unwrap();
     }
 
+    /// The texts that a statement on the platform tables answers.
+    pub async fn texts(&self, sql: &str) -> Vec<String> {
+        let app = self.app.clone();
+        let sql = sql.to_owned();
+        let run = async move {
+            let tx = app.db.begin().await.unwrap();
+            let rows = tx.query(&sql, &[]).await.unwrap();
+            rows.iter().map(|row| row.try_get(0).unwrap()).collect()
+        };
+        RUNTIME.spawn(run).await.unwrap()
+    }
+
+    /// The address of this server's database.
+    pub fn database(&self) -> String {
+        use secrecy::ExposeSecret;
+        self.app.config.database.url.expose_secret().to_owned()
+    }
+
     /// The one number that a statement on the platform tables answers.
     pub async fn number(&self, sql: &str) -> i64 {
         let app = self.app.clone();
