@@ -16,6 +16,10 @@ help: ## Show this list
 setup: ## Install what this machine lacks (C compiler, Postgres binaries)
 	@.ci/setup
 
+.PHONY: setup-test
+setup-test:
+	@.ci/setup test
+
 .PHONY: dev
 dev: setup ## Run everything locally, with a Postgres of its own (ARGS=--reset starts afresh)
 	@[ -x '$(TARGET_DIR)/debug/rowhouse' ] || echo 'The first build takes some minutes.'
@@ -23,7 +27,7 @@ dev: setup ## Run everything locally, with a Postgres of its own (ARGS=--reset s
 	@exec '$(TARGET_DIR)/debug/rowhouse' dev $(ARGS)
 
 .PHONY: test
-test: setup ## Run the tests (ARGS='name' runs some of them)
+test: setup-test ## Run the tests (ARGS='name' runs some of them)
 	@cargo test --locked $(ARGS)
 
 .PHONY: check

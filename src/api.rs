@@ -12,21 +12,27 @@ use serde_json::{Map, Value, json};
 use std::sync::{Arc, LazyLock};
 
 use crate::{
-    accounts,
+    accounts, admin,
     app::App,
+    audit,
     auth::Permission,
     db::migrations,
     error::{Code, Error, Result},
+    flags,
     http::Json,
-    organizations,
+    observability, organizations,
     tenancy::fleet,
     work,
 };
 
-/// Name of the one security scheme.
+/// Name of the scheme for people.
 pub const BEARER: &str = "bearer";
+/// Name of the scheme for programs.
+pub const API_KEY: &str = "api_key";
 /// Marks an operation that needs no credentials; see `auth::Public`.
 pub const PUBLIC: &str = "public";
+/// Marks an operation for platform staff; see `auth::Superuser`.
+pub const SUPERUSER: &str = "superuser";
 
 /// Where the API lives.
 const BASE: &str = "/api/v1";
@@ -44,29 +50,63 @@ pub enum Tag {
     Projects,
     /// What there is to do.
     Tasks,
+    /// Programs that act for an organization.
+    ApiKeys,
+    /// Who did what.
+    Audit,
+    /// What is on for whom.
+    Features,
+    /// For the platform's staff.
+    Admin,
 }
 
+/// Every API, by room; tuples end at sixteen.
 type Apis = (
-    accounts::AuthApi,
-    accounts::ProfileApi,
-    organizations::OrganizationsApi,
-    organizations::settings::SettingsApi,
-    organizations::members::MembersApi,
-    work::projects::ProjectsApi,
-    work::tasks::TasksApi,
-);
-
-fn service() -> OpenApiService<Apis, ()> {
-    let apis = (
+    (
         accounts::AuthApi,
         accounts::ProfileApi,
+        accounts::emails::EmailsApi,
+        accounts::mfa::MfaApi,
+        accounts::sessions::SessionsApi,
+        accounts::security_events::SecurityEventsApi,
+    ),
+    (
         organizations::OrganizationsApi,
         organizations::settings::SettingsApi,
         organizations::members::MembersApi,
-        work::projects::ProjectsApi,
-        work::tasks::TasksApi,
-    );
-    OpenApiService::new(apis, "Rowhouse", env!("CARGO_PKG_VERSION")).server(BASE).description(
+        organizations::ownership::OwnershipApi,
+        organizations::invitations::InvitationsApi,
+        organizations::domains::DomainsApi,
+        organizations::api_keys::ApiKeysApi,
+    ),
+    (audit::AuditApi, flags::FlagsApi, admin::AdminUsersApi, admin::AdminOrganizationsApi),
+    (work::projects::ProjectsApi, work::tasks::TasksApi),
+);
+
+const APIS: Apis = (
+    (
+        accounts::AuthApi,
+        accounts::ProfileApi,
+        accounts::emails::EmailsApi,
+        accounts::mfa::MfaApi,
+        accounts::sessions::SessionsApi,
+        accounts::security_events::SecurityEventsApi,
+    ),
+    (
+        organizations::OrganizationsApi,
+        organizations::settings::SettingsApi,
+        organizations::members::MembersApi,
+        organizations::ownership::OwnershipApi,
+        organizations::invitations::InvitationsApi,
+        organizations::domains::DomainsApi,
+        organizations::api_keys::ApiKeysApi,
+    ),
+    (audit::AuditApi, flags::FlagsApi, admin::AdminUsersApi, admin::AdminOrganizationsApi),
+    (work::projects::ProjectsApi, work::tasks::TasksApi),
+);
+
+fn service() -> OpenApiService<Apis, ()> {
+    OpenApiService::new(APIS, "Rowhouse", env!("CARGO_PKG_VERSION")).server(BASE).description(
         "The backend that a company picks instead of building its own: many organizations in one service, each in \
          a Postgres schema of its own.\n\nName the organization by its subdomain or with `X-Organization-Id` (id or \
          slug). Every error has one shape; `code` is for programs, `message` for people, `request_id` for support.",
@@ -80,6 +120,10 @@ pub fn routes() -> impl Endpoint<Output = Response> + 'static {
         .nest(BASE, Strict(service().into_endpoint()))
         .at("/health", get(health))
         .at("/ready", get(ready))
+        .at(
+            "/metrics",
+            get(make_sync(|_| text_document("text/plain; version=0.0.4", observability::render()))),
+        )
         .at("/.well-known/jwks.json", get(jwks))
         .at("/openapi.json", get(make_sync(|_| text_document("application/json", DOCUMENT.json.as_str()))))
         .at("/openapi.yaml", get(make_sync(|_| text_document("application/yaml", DOCUMENT.yaml.as_str()))))
@@ -88,7 +132,7 @@ pub fn routes() -> impl Endpoint<Output = Response> + 'static {
         .into_endpoint()
 }
 
-fn text_document(kind: &'static str, text: &'static str) -> Response {
+fn text_document(kind: &'static str, text: impl Into<poem::Body>) -> Response {
     Response::builder().header(header::CONTENT_TYPE, kind).body(text)
 }
 
@@ -131,6 +175,7 @@ fn operations_of(path: &str) -> Option<&'static Map<String, Value>> {
 pub enum Needs {
     Nothing,
     User,
+    Superuser,
     Permission(Permission),
 }
 
@@ -142,6 +187,7 @@ pub fn needs_of(request: &Request) -> Option<Needs> {
     Some(match needs {
         "public" => Needs::Nothing,
         "authenticated" => Needs::User,
+        SUPERUSER => Needs::Superuser,
         permission => Needs::Permission(permission.parse().ok()?),
     })
 }
@@ -274,12 +320,18 @@ fn complete_operation(path: &str, method: &str, operation: &mut Value) {
         .unwrap_or_default();
     let permission = marks.iter().find_map(|mark| mark.parse::<Permission>().ok());
     let public = marks.iter().any(|mark| mark == PUBLIC);
-    operation["security"] = if public { json!([]) } else { json!([{ BEARER: [] }]) };
-    let needs = match permission {
-        Some(permission) => permission.name(),
-        None if public => "public",
-        None => "authenticated",
+    let marked = |mark: &str| marks.iter().any(|known| known == mark);
+    let (needs, schemes) = match permission {
+        Some(permission) if permission.is_scope() => {
+            (permission.name(), json!([{ BEARER: [] }, { API_KEY: [] }]))
+        }
+        Some(permission) => (permission.name(), json!([{ BEARER: [] }])),
+        None if public => (PUBLIC, json!([])),
+        None if marked(SUPERUSER) => (SUPERUSER, json!([{ BEARER: [] }])),
+        None if marked(API_KEY) => (API_KEY, json!([{ API_KEY: [] }])),
+        None => ("authenticated", json!([{ BEARER: [] }])),
     };
+    operation["security"] = schemes;
     operation["x-permission"] = needs.into();
     let about = operation["description"].as_str().unwrap_or_default();
     operation["description"] = format!("{about}\n\nPermission: `{needs}`").trim().into();
@@ -298,7 +350,8 @@ fn complete_operation(path: &str, method: &str, operation: &mut Value) {
             "acme",
         );
     }
-    let one_object = path.ends_with('}') || path.ends_with("/settings") || path == "/auth/user";
+    let one_object =
+        path.ends_with('}') || path.ends_with("/settings") || path.ends_with("/plan") || path == "/auth/user";
     let changes_one = one_object && matches!(method, "put" | "patch" | "delete");
     if changes_one {
         header("If-Match", "The ETag that the object must still have", "\"v1\"");
@@ -313,14 +366,15 @@ fn complete_operation(path: &str, method: &str, operation: &mut Value) {
     operation["parameters"] = parameters.into();
 
     let has_body = operation.get("requestBody").is_some();
-    let mut codes = vec![Code::Validation, Code::Server, Code::Unavailable];
+    let mut codes = vec![Code::Validation, Code::RateLimit, Code::Server, Code::Unavailable];
     if !public {
         codes.extend([Code::AuthFailed, Code::TokenExpired]);
     } else if path.starts_with("/auth/") {
         codes.push(Code::AuthFailed);
     }
-    if permission.is_some() {
+    if permission.is_some() || needs == API_KEY {
         codes.extend([
+            Code::MfaRequired,
             Code::TenantMismatch,
             Code::PermissionDenied,
             Code::TenantSuspended,
@@ -330,9 +384,21 @@ fn complete_operation(path: &str, method: &str, operation: &mut Value) {
             codes.push(Code::TenantRequired);
         }
     }
+    if needs == SUPERUSER {
+        codes.extend([Code::MfaRequired, Code::PermissionDenied]);
+    }
     if path.contains('{') {
         codes.push(Code::NotFound);
     }
+    // What a few operations answer beside what their form tells.
+    codes.extend(match operation["operationId"].as_str().unwrap_or_default() {
+        "login" | "login_mfa" => vec![Code::AccountLocked, Code::MfaRequired],
+        "disable_mfa" | "renew_recovery_codes" => vec![Code::AccountLocked],
+        "register" | "accept_invitation" => vec![Code::PermissionDenied, Code::NotFound, Code::PlanLimit],
+        "preview_invitation" => vec![Code::NotFound],
+        "create_invitation" | "resend_invitation" => vec![Code::EmailNotVerified, Code::PlanLimit],
+        _ => Vec::new(),
+    });
     if has_body {
         codes.extend([Code::PayloadTooLarge, Code::UnsupportedMediaType]);
     }

@@ -11,6 +11,8 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use confique::{Config as Confique, meta::FieldKind};
 use secrecy::{ExposeSecret, SecretString};
 
+use crate::limits::Rate;
+
 /// Where `rowhouse dev` leaves its settings, so that other commands find its database.
 pub const DEV_FILE: &str = ".rowhouse/rowhouse.toml";
 
@@ -23,6 +25,12 @@ pub struct Config {
     pub http: HttpConfig,
     #[config(nested)]
     pub auth: AuthConfig,
+    #[config(nested)]
+    pub limits: LimitsConfig,
+    #[config(nested)]
+    pub mail: MailConfig,
+    #[config(nested)]
+    pub redis: RedisConfig,
     #[config(nested)]
     pub tenancy: TenancyConfig,
     #[config(nested)]
@@ -61,6 +69,10 @@ pub struct HttpConfig {
     /// Origins that browsers may call from, besides the base domain and its subdomains.
     #[config(env = "CORS_ORIGINS", default = [], parse_env = confique::env::parse::list_by_comma)]
     pub cors_origins: Vec<String>,
+    /// Networks of the proxies in front of the service, such as 10.0.0.0/8. Only what comes from them
+    /// may say in X-Forwarded-For where a request was sent from.
+    #[config(env = "TRUSTED_PROXIES", default = [], parse_env = confique::env::parse::list_by_comma)]
+    pub trusted_proxies: Vec<ipnet::IpNet>,
     /// The largest request body in bytes.
     #[config(env = "HTTP_BODY_LIMIT", default = 1048576)]
     pub body_limit: usize,
@@ -90,6 +102,70 @@ pub struct AuthConfig {
     /// Passwords hashed at the same time; each takes 19 MiB and a core for about 15 ms.
     #[config(env = "AUTH_PASSWORD_HASHES", default = 2)]
     pub password_hashes: usize,
+    /// Failed logins within lockout_minutes that lock an account.
+    #[config(env = "AUTH_LOCKOUT_ATTEMPTS", default = 5)]
+    pub lockout_attempts: i32,
+    /// Minutes of the first lock; each further one is twice as long, up to a day.
+    #[config(env = "AUTH_LOCKOUT_MINUTES", default = 5)]
+    pub lockout_minutes: u32,
+}
+
+/// How many requests are answered: a number and a time such as 100/h or 5/5m, or off.
+#[derive(Clone, Debug, Confique)]
+pub struct LimitsConfig {
+    /// Requests without credentials, for each address.
+    #[config(env = "LIMIT_ANONYMOUS", default = "100/h")]
+    pub anonymous: Rate,
+    /// Requests of one user.
+    #[config(env = "LIMIT_USER", default = "1000/h")]
+    pub user: Rate,
+    /// Requests of one organization on the plans free and starter.
+    #[config(env = "LIMIT_ORGANIZATION", default = "1000/h")]
+    pub organization: Rate,
+    /// ... on the plan professional.
+    #[config(env = "LIMIT_ORGANIZATION_PROFESSIONAL", default = "5000/h")]
+    pub organization_professional: Rate,
+    /// ... on the plan enterprise.
+    #[config(env = "LIMIT_ORGANIZATION_ENTERPRISE", default = "10000/h")]
+    pub organization_enterprise: Rate,
+    /// Registrations from one address.
+    #[config(env = "LIMIT_REGISTER", default = "5/h")]
+    pub register: Rate,
+    /// Logins to one account.
+    #[config(env = "LIMIT_LOGIN", default = "5/5m")]
+    pub login: Rate,
+    /// Changes of one user's password.
+    #[config(env = "LIMIT_CHANGE_PASSWORD", default = "5/h")]
+    pub change_password: Rate,
+    /// Requests for a password reset or another mail, from one address.
+    #[config(env = "LIMIT_PASSWORD_RESET", default = "3/h")]
+    pub password_reset: Rate,
+}
+
+/// How mail is sent.
+#[derive(Clone, Debug, Confique)]
+pub struct MailConfig {
+    /// Address of the SMTP server: smtps://user:password@host, or smtp://host:25 in the same network.
+    /// Without it, mail is written to the folder and the log tells where.
+    #[config(env = "SMTP_URL")]
+    pub smtp_url: Option<SecretString>,
+    /// Folder for mail that is not sent.
+    #[config(env = "MAIL_FOLDER", default = ".rowhouse/mail")]
+    pub folder: PathBuf,
+    /// Whom mail is from.
+    #[config(env = "MAIL_FROM", default = "Rowhouse <no-reply@localhost.localdomain>")]
+    pub from: String,
+    /// Where the links in mail lead: the address of the web application.
+    #[config(env = "APP_URL", default = "http://localhost:8080")]
+    pub app_url: String,
+}
+
+/// Redis or Valkey, shared by all instances. Without it each counts for itself.
+#[derive(Clone, Debug, Confique)]
+pub struct RedisConfig {
+    /// redis://user:password@host:6379 or rediss://...; several, separated by commas, are a cluster.
+    #[config(env = "REDIS_URL")]
+    pub url: Option<SecretString>,
 }
 
 /// Organizations and their schemas.
@@ -98,6 +174,9 @@ pub struct TenancyConfig {
     /// Schemas kept ready for organizations to come.
     #[config(env = "TENANCY_SPARE_SCHEMAS", default = 5)]
     pub spare_schemas: u32,
+    /// DNS server for the proofs of custom domains, such as 9.9.9.9:53; the system's where absent.
+    #[config(env = "TENANCY_DNS_SERVER")]
+    pub dns_server: Option<std::net::SocketAddr>,
 }
 
 /// What is written to standard error.
@@ -154,6 +233,9 @@ impl Config {
         if self.auth.password_hashes == 0 {
             bail!("auth.password_hashes (AUTH_PASSWORD_HASHES) is 0; 2 is a good start");
         }
+        self.mail.from.parse::<lettre::message::Mailbox>().with_context(|| {
+            format!("mail.from (MAIL_FROM) is {:?}; it takes Name <address>", self.mail.from)
+        })?;
         if !["json", "text"].contains(&self.log.format.as_str()) {
             bail!("log.format (LOG_FORMAT) is {:?}; it takes json or text", self.log.format);
         }
@@ -174,34 +256,85 @@ impl Config {
 
     /// What is in force, as TOML with secrets masked.
     pub fn masked(&self) -> String {
-        let Self { database, http, auth, tenancy, log } = self;
-        format!(
-            "[database]\nurl = {:?}  # {}\nlisten_url = {:?}\nca_file = {:?}\npool_size = {}\npool_wait_seconds = {}\n\n\
-             [http]\nlisten = {:?}\nbase_domain = {:?}\ncors_origins = {:?}\nbody_limit = {}\n\
-             request_timeout_seconds = {}\nshutdown_seconds = {}\n\n\
-             [auth]\nsecret_key = \"********\"\nissuer = {:?}\naccess_token_minutes = {}\n\
-             refresh_token_days = {}\npassword_hashes = {}\n\n\
-             [tenancy]\nspare_schemas = {}\n\n[log]\nlevel = {:?}\nformat = {:?}\n",
-            "********",
-            crate::db::describe(&database.url),
-            database.listen_url.as_ref().map(crate::db::describe).unwrap_or_default(),
-            database.ca_file.as_deref().unwrap_or(Path::new("")),
-            database.pool_size,
-            database.pool_wait_seconds,
-            http.listen,
-            http.base_domain,
-            http.cors_origins,
-            http.body_limit,
-            http.request_timeout_seconds,
-            http.shutdown_seconds,
-            auth.issuer,
-            auth.access_token_minutes,
-            auth.refresh_token_days,
-            auth.password_hashes,
-            tenancy.spare_schemas,
-            log.level,
-            log.format,
-        )
+        let Self { database, http, auth, limits, mail, redis, tenancy, log } = self;
+        let secret = |set: bool| if set { "********" } else { "" };
+        let mut text = String::new();
+        let mut section = |name: &str, lines: &[(&str, String)]| {
+            text += &format!("[{name}]\n");
+            for (key, value) in lines {
+                text += &format!("{key} = {value}\n");
+            }
+            text += "\n";
+        };
+        let quoted = |value: &dyn std::fmt::Display| format!("{:?}", value.to_string());
+        let list = |values: Vec<String>| format!("{values:?}");
+        section(
+            "database",
+            &[
+                ("url", format!("\"********\"  # {}", crate::db::describe(&database.url))),
+                ("listen_url", quoted(&secret(database.listen_url.is_some()))),
+                ("ca_file", quoted(&database.ca_file.as_deref().unwrap_or(Path::new("")).display())),
+                ("pool_size", database.pool_size.to_string()),
+                ("pool_wait_seconds", database.pool_wait_seconds.to_string()),
+            ],
+        );
+        section(
+            "http",
+            &[
+                ("listen", quoted(&http.listen)),
+                ("base_domain", quoted(&http.base_domain)),
+                ("cors_origins", list(http.cors_origins.clone())),
+                ("trusted_proxies", list(http.trusted_proxies.iter().map(ToString::to_string).collect())),
+                ("body_limit", http.body_limit.to_string()),
+                ("request_timeout_seconds", http.request_timeout_seconds.to_string()),
+                ("shutdown_seconds", http.shutdown_seconds.to_string()),
+            ],
+        );
+        section(
+            "auth",
+            &[
+                ("secret_key", quoted(&secret(true))),
+                ("issuer", quoted(&auth.issuer)),
+                ("access_token_minutes", auth.access_token_minutes.to_string()),
+                ("refresh_token_days", auth.refresh_token_days.to_string()),
+                ("password_hashes", auth.password_hashes.to_string()),
+                ("lockout_attempts", auth.lockout_attempts.to_string()),
+                ("lockout_minutes", auth.lockout_minutes.to_string()),
+            ],
+        );
+        section(
+            "limits",
+            &[
+                ("anonymous", quoted(&limits.anonymous)),
+                ("user", quoted(&limits.user)),
+                ("organization", quoted(&limits.organization)),
+                ("organization_professional", quoted(&limits.organization_professional)),
+                ("organization_enterprise", quoted(&limits.organization_enterprise)),
+                ("register", quoted(&limits.register)),
+                ("login", quoted(&limits.login)),
+                ("change_password", quoted(&limits.change_password)),
+                ("password_reset", quoted(&limits.password_reset)),
+            ],
+        );
+        section(
+            "mail",
+            &[
+                ("smtp_url", quoted(&secret(mail.smtp_url.is_some()))),
+                ("folder", quoted(&mail.folder.display())),
+                ("from", quoted(&mail.from)),
+                ("app_url", quoted(&mail.app_url)),
+            ],
+        );
+        section("redis", &[("url", quoted(&secret(redis.url.is_some())))]);
+        section(
+            "tenancy",
+            &[
+                ("spare_schemas", tenancy.spare_schemas.to_string()),
+                ("dns_server", quoted(&tenancy.dns_server.map(|at| at.to_string()).unwrap_or_default())),
+            ],
+        );
+        section("log", &[("level", quoted(&log.level)), ("format", quoted(&log.format))]);
+        text.trim_end().to_owned() + "\n"
     }
 }
 

@@ -55,9 +55,12 @@ codes! {
     TenantMismatch = 400 "TENANT_MISMATCH", "Header, host and path name different organizations.";
     TenantRequired = 400 "TENANT_REQUIRED", "The request names no organization.";
     AuthFailed = 401 "AUTH_FAILED", "No credentials, or wrong ones.";
+    MfaRequired = 401 "MFA_REQUIRED", "A second factor is needed; `details` says how to give or to set up one.";
     TokenExpired = 401 "TOKEN_EXPIRED", "The access token is past its time; refresh it.";
+    PlanLimit = 402 "PLAN_LIMIT_REACHED", "The plan allows no more of this; `details` has limit, used, plan and upgrade path.";
     PermissionDenied = 403 "PERMISSION_DENIED", "The caller may not do this.";
     TenantSuspended = 403 "TENANT_SUSPENDED", "The organization is suspended.";
+    EmailNotVerified = 403 "EMAIL_NOT_VERIFIED", "The caller's address is not verified yet.";
     NotFound = 404 "NOT_FOUND", "No such object, or not one of this organization.";
     TenantNotFound = 404 "TENANT_NOT_FOUND", "No such organization, or the caller is not in it.";
     MethodNotAllowed = 405 "METHOD_NOT_ALLOWED", "The path exists, the method does not.";
@@ -67,6 +70,8 @@ codes! {
     PreconditionFailed = 412 "PRECONDITION_FAILED", "The object has changed since `If-Match` was read.";
     PayloadTooLarge = 413 "PAYLOAD_TOO_LARGE", "The body is over the limit.";
     UnsupportedMediaType = 415 "UNSUPPORTED_MEDIA_TYPE", "The body is not `application/json`.";
+    AccountLocked = 423 "ACCOUNT_LOCKED", "Too many failed attempts; see `Retry-After`.";
+    RateLimit = 429 "RATE_LIMIT", "Too many requests; see `Retry-After`, `RateLimit` and `RateLimit-Policy`.";
     Server = 500 "SERVER_ERROR", "Our fault; the request id finds it in the log.";
     Unavailable = 503 "SERVICE_UNAVAILABLE", "A dependency is down or too busy; see `Retry-After`.";
 }
@@ -175,6 +180,12 @@ impl Error {
 
     pub fn retry_after(mut self, seconds: u32) -> Self {
         self.0.retry_after = Some(seconds);
+        self
+    }
+
+    /// The same error, pointing at a field of another name.
+    pub fn in_field(mut self, field: &str) -> Self {
+        self.0.fields.iter_mut().for_each(|error| error.field = field.into());
         self
     }
 

@@ -1,19 +1,28 @@
 //! Rowhouse: many organizations in one service, each in a Postgres schema of its own.
 //!
-//! The rooms, from the ground up: `config`, `error`, `types`, `page`, `clock`, `http` and `db` use
-//! only each other; `tenancy`, `auth`, `accounts` and `organizations` are the platform; `work` is a
-//! module on top of it; `api` and `cli` are the doors.
+//! The rooms, from the ground up: `config`, `error`, `types`, `page`, `clock`, `limits`,
+//! `observability` and `db` use only each other; `tenancy`, `http`, `auth`, `accounts`,
+//! `organizations`, `billing`, `jobs`, `mail`, `audit`, `flags` and `admin` are the platform; `work` is
+//! a module on top of it; `api` and `cli` are the doors.
 
 pub mod accounts;
+pub mod admin;
 pub mod api;
 pub mod app;
+pub mod audit;
 pub mod auth;
+pub mod billing;
 pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod db;
 pub mod error;
+pub mod flags;
 pub mod http;
+pub mod jobs;
+pub mod limits;
+pub mod mail;
+pub mod observability;
 pub mod organizations;
 pub mod page;
 pub mod tenancy;

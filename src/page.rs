@@ -2,16 +2,20 @@
 //!
 //! `types::Type` is not imported: it has an `is_empty` of its own that would win over that of `str`.
 
+use std::str::FromStr;
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use poem_openapi::{
     Object,
     registry::MetaSchema,
     types::{self, Example, ParseFromJSON, ToJSON},
 };
 use serde::Serialize;
+use uuid::Uuid;
 
 use crate::{
     error::{Error, Result},
-    types::text,
+    types::{text, text_serialize},
 };
 
 /// Which part of a list the caller wants.
@@ -67,6 +71,105 @@ pub struct Page<T: ParseFromJSON + ToJSON + types::Type + Example> {
 impl<T: ParseFromJSON + ToJSON + types::Type + Example> Example for Page<T> {
     fn example() -> Self {
         Self { data: vec![T::example()], page: 1, page_size: 20, total: 1 }
+    }
+}
+
+/// Where the next stretch of a growing list begins: opaque to callers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cursor {
+    text: String,
+    id: Uuid,
+}
+
+impl From<Uuid> for Cursor {
+    fn from(id: Uuid) -> Self {
+        Self { text: URL_SAFE_NO_PAD.encode(id), id }
+    }
+}
+
+impl FromStr for Cursor {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        URL_SAFE_NO_PAD
+            .decode(text)
+            .ok()
+            .and_then(|bytes| Uuid::from_slice(&bytes).ok())
+            .map(Self::from)
+            .ok_or_else(|| "is not a cursor that this list gave".into())
+    }
+}
+
+impl AsRef<str> for Cursor {
+    fn as_ref(&self) -> &str {
+        &self.text
+    }
+}
+
+text!([] Cursor, MetaSchema::new("string"));
+text_serialize!([] Cursor);
+
+/// Which stretch of a growing list the caller wants.
+#[derive(Clone, Copy, Debug)]
+pub struct Stretch {
+    after: Option<Uuid>,
+    limit: u32,
+}
+
+impl Stretch {
+    /// From the parameters `cursor` and `limit` (1 to 100, 20 by default).
+    pub fn new(cursor: Option<Cursor>, limit: Option<u32>) -> Result<Self> {
+        let limit = limit.unwrap_or(20);
+        if !(1..=100).contains(&limit) {
+            return Err(Error::invalid("limit", "must be from 1 to 100"));
+        }
+        Ok(Self { after: cursor.map(|cursor| cursor.id), limit })
+    }
+
+    /// The newest, any number of them.
+    pub fn first(limit: u32) -> Self {
+        Self { after: None, limit }
+    }
+
+    pub fn after(cursor: Cursor, limit: u32) -> Self {
+        Self { after: Some(cursor.id), limit }
+    }
+
+    /// The id that the stretch begins below.
+    pub fn below(&self) -> Option<Uuid> {
+        self.after
+    }
+
+    /// One row more than is shown tells whether there is more.
+    pub fn rows(&self) -> i64 {
+        i64::from(self.limit) + 1
+    }
+
+    /// The answer for the rows that were read; `id` is what the list is ordered by.
+    pub fn answer<T: ParseFromJSON + ToJSON + types::Type + Example>(
+        &self,
+        mut data: Vec<T>,
+        id: impl Fn(&T) -> Uuid,
+    ) -> CursorPage<T> {
+        let more = data.len() > self.limit as usize;
+        data.truncate(self.limit as usize);
+        let next_cursor = data.last().filter(|_| more).map(|last| Cursor::from(id(last)));
+        CursorPage { data, next_cursor }
+    }
+}
+
+/// A stretch of a growing list, newest first.
+#[derive(Debug, Serialize, Object)]
+#[oai(example)]
+pub struct CursorPage<T: ParseFromJSON + ToJSON + types::Type + Example> {
+    pub data: Vec<T>,
+    /// For `cursor`; null at the end.
+    pub next_cursor: Option<Cursor>,
+}
+
+impl<T: ParseFromJSON + ToJSON + types::Type + Example> Example for CursorPage<T> {
+    fn example() -> Self {
+        Self { data: vec![T::example()], next_cursor: None }
     }
 }
 

@@ -1,17 +1,26 @@
 //! The tests talk HTTP to a real server over a real database, both started here and gone with the
-//! process. A missing Postgres is a failure, not a skip.
+//! process. A missing Postgres or Redis is a failure, not a skip.
 
+mod api_keys;
+mod audit;
 mod auth;
 mod bad_input;
 mod commands;
+mod domains;
+mod emails;
 mod guards;
 mod http_ground;
+mod invitations;
 mod isolation;
+mod limits;
 mod members;
+mod mfa;
 mod organizations;
 mod probe;
 mod projects;
 mod readme;
+mod sessions;
+mod staff;
 mod support;
 mod tasks;
 mod tenancy;

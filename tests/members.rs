@@ -17,7 +17,11 @@ async fn members_are_listed_with_what_they_may_do() {
     let viewers = viewer.client.get(&team.path("/members?role=viewer")).await.expect(200);
     assert_eq!(viewers["total"], 1);
     let permissions = viewers["data"][0]["permissions"].as_array().unwrap();
-    assert!(permissions.iter().all(|name| name.as_str().unwrap().ends_with(":read")));
+    assert!(
+        permissions
+            .iter()
+            .all(|name| name.as_str().unwrap().ends_with(":read") || name == "organization:leave")
+    );
     viewer.client.get(&team.path("/members?role=king")).await.refused(400, "VALIDATION_ERROR");
 }
 

@@ -7,7 +7,7 @@ use rowhouse::{
 };
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Client, Person, Team, TestApp};
+use crate::support::{Answer, Client, PASSWORD, Person, Team, TestApp, unique_email};
 
 /// One operation as the document tells it.
 struct Operation {
@@ -76,11 +76,74 @@ async fn target(team: &Team, operation: &Operation, who: &Person) -> (String, Op
             *id = project["id"].clone();
         }
     }
-    if path.contains("{user_id}") {
-        path = path.replace("{user_id}", &team.join(Role::Viewer).await.id);
+    if path.contains("{user_id}") || operation.id == "transfer_organization" {
+        let other = team.join(Role::Viewer).await.id;
+        path = path.replace("{user_id}", &other);
+        if let Some(user) = body.as_mut().and_then(|body| body.get_mut("user_id")) {
+            *user = other.into();
+        }
+    }
+    if operation.id == "update_member" {
+        // What anybody who manages members may do to a viewer.
+        body = Some(json!({"is_active": false}));
+    }
+    if path.contains("{key_id}") {
+        let new = json!({"name": "Target", "scopes": ["projects:read"]});
+        let key = team.owner.post("/api-keys", new).await.expect(201);
+        path = path.replace("{key_id}", key["id"].as_str().unwrap());
+    }
+    if operation.id == "create_invitation" || path.contains("{invitation_id}") {
+        body = body.map(|_| json!({"email": unique_email(), "role": "viewer"}));
+    }
+    if path.contains("{invitation_id}") {
+        let new = json!({"email": unique_email(), "role": "viewer"});
+        let made = team.owner.post(&team.path("/invitations"), new).await.expect(201);
+        let id = made["id"].as_str().unwrap();
+        let earlier = format!(
+            "update platform.invitations set sent_at = sent_at - interval '1 hour' where id = '{id}'"
+        );
+        team.app.sql(&earlier).await;
+        path = path.replace("{invitation_id}", id);
+    }
+    if operation.id == "add_domain" {
+        body = Some(json!({"domain": format!("d{}.example.com", uuid::Uuid::now_v7().simple())}));
+    }
+    if path.contains("{domain_id}") {
+        let domain = format!("d{}.example.com", uuid::Uuid::now_v7().simple());
+        let made = team.owner.post(&team.path("/domains"), json!({"domain": domain})).await.expect(201);
+        path = path.replace("{domain_id}", made["id"].as_str().unwrap());
+    }
+    if path.contains("{flag_key}") {
+        let key = format!("flag-{}", uuid::Uuid::now_v7().simple());
+        let made = "insert into platform.feature_flags (key, enabled, rollout, created_at, updated_at)";
+        team.app.sql(&format!("{made} values ('{key}', true, 100, now(), now())")).await;
+        path = path.replace("{flag_key}", &key);
+    }
+    if path.contains("{session_id}") {
+        let login = json!({"email": who.email, "password": PASSWORD});
+        let other = team.app.anonymous().post("/auth/login", login).await.expect(200);
+        let client = team.app.anonymous().with_token(other["access_token"].as_str().unwrap());
+        let sessions = client.get("/auth/sessions").await.expect(200);
+        let own = sessions["data"].as_array().unwrap().iter().find(|session| session["current"] == true);
+        path = path.replace("{session_id}", own.unwrap()["id"].as_str().unwrap());
     }
     assert!(!path.contains('{'), "the probe does not know how to fill {path}");
     (path, body)
+}
+
+/// A team on a plan without limits.
+async fn big_team(app: &TestApp) -> Team {
+    let team = app.team().await;
+    team.plan("enterprise").await;
+    team
+}
+
+/// Somebody whom the operation lets in.
+async fn insider(team: &Team, operation: &Operation) -> Client {
+    match operation.needs.as_str() {
+        "superuser" => team.app.superuser().await.client,
+        _ => team.owner.clone(),
+    }
 }
 
 async fn send(client: &Client, operation: &Operation, path: &str, body: &Option<Value>) -> Answer {
@@ -95,7 +158,7 @@ async fn send(client: &Client, operation: &Operation, path: &str, body: &Option<
 #[tokio::test]
 async fn anonymous_callers_get_in_nowhere_but_where_it_says_public() {
     let app = TestApp::shared();
-    let team = app.team().await;
+    let team = big_team(&app).await;
     for operation in operations() {
         let (path, body) = target(&team, &operation, &team.founder).await;
         let client = if operation.about_one_organization() {
@@ -117,7 +180,7 @@ async fn each_role_may_do_what_its_permissions_say_and_nothing_else() {
     let app = TestApp::shared();
     for operation in operations() {
         let Some(permission) = operation.permission() else { continue };
-        let team = app.team().await;
+        let team = big_team(&app).await;
         // The owner comes last: some operations end the organization.
         for role in [Role::Viewer, Role::Member, Role::Manager, Role::Admin, Role::Owner] {
             let person = team.join(role).await;
@@ -138,7 +201,7 @@ async fn each_role_may_do_what_its_permissions_say_and_nothing_else() {
 #[tokio::test]
 async fn nobody_reaches_into_another_organization() {
     let app = TestApp::shared();
-    let (team, rival) = (app.team().await, app.team().await);
+    let (team, rival) = (big_team(&app).await, big_team(&app).await);
     for operation in operations().iter().filter(|operation| operation.permission().is_some()) {
         let (path, body) = target(&team, operation, &team.founder).await;
         let id = &operation.id;
@@ -171,9 +234,10 @@ async fn every_change_of_one_object_honours_if_match() {
         let documented = operation.headers.iter().any(|name| name == "If-Match");
         assert_eq!(changes, documented, "{}", operation.id);
         if changes {
-            let team = app.team().await;
+            let team = big_team(&app).await;
             let (path, body) = target(&team, &operation, &team.founder).await;
-            let answer = send(&team.owner.header("if-match", "\"v999\""), &operation, &path, &body).await;
+            let client = insider(&team, &operation).await.header("if-match", "\"v999\"");
+            let answer = send(&client, &operation, &path, &body).await;
             answer.refused(412, "PRECONDITION_FAILED");
         }
     }
@@ -186,14 +250,77 @@ async fn every_post_honours_an_idempotency_key() {
         let documented = operation.headers.iter().any(|name| name == "Idempotency-Key");
         assert_eq!(operation.method == Method::POST, documented, "{}", operation.id);
         // Whoever has logged out is not told again that they have.
-        if documented && operation.needs != "public" && operation.id != "logout" {
-            let team = app.team().await;
+        let shuts_out =
+            ["logout", "logout_everywhere", "transfer_organization"].contains(&operation.id.as_str());
+        if documented && operation.needs != "public" && !shuts_out {
+            let team = big_team(&app).await;
             let (path, body) = target(&team, &operation, &team.founder).await;
-            let client = team.owner.header("idempotency-key", "probe");
+            let client = insider(&team, &operation).await.header("idempotency-key", "probe");
             let first = send(&client, &operation, &path, &body).await;
             let second = send(&client, &operation, &path, &body).await;
             assert_eq!((first.status, &first.text), (second.status, &second.text), "{}", operation.id);
             assert_eq!(second.header("idempotent-replayed"), "true", "{}", operation.id);
         }
+    }
+}
+
+#[tokio::test]
+async fn only_staff_with_a_second_factor_administrate() {
+    let app = TestApp::shared();
+    let staff = app.superuser().await;
+    let unguarded = app.superuser().await;
+    app.sql(&format!("update platform.users set mfa_enabled_at = null where id = '{}'", unguarded.id)).await;
+    let mut tried = 0;
+    for operation in operations().iter().filter(|operation| operation.needs == "superuser") {
+        tried += 1;
+        let team = big_team(&app).await;
+        let (path, body) = target(&team, operation, &team.founder).await;
+        send(&team.owner, operation, &path, &body).await.refused(403, "PERMISSION_DENIED");
+        send(&unguarded.client, operation, &path, &body).await.refused(401, "MFA_REQUIRED");
+        let answer = send(&staff.client, operation, &path, &body).await;
+        let status = answer.status.as_u16();
+        assert!((200..300).contains(&status) || status == 409, "{}: {}", operation.id, answer.text);
+    }
+    assert!(tried > 10, "{tried}");
+}
+
+/// A key with one scope does what the scope says, and nothing else.
+#[tokio::test]
+async fn each_scope_of_an_api_key_opens_what_it_says() {
+    let app = TestApp::shared();
+    for scope in Permission::ALL.iter().filter(|permission| permission.is_scope()) {
+        let team = big_team(&app).await;
+        let new = json!({"name": "Probe", "scopes": [scope]});
+        let key = team.owner.post("/api-keys", new).await.expect(201)["key"].as_str().unwrap().to_owned();
+        let client = app.anonymous().header("x-api-key", &key);
+        for operation in operations() {
+            let Some(permission) = operation.permission() else { continue };
+            // One organization for each scope: what a scope opens may use the target up.
+            let opened = permission == *scope
+                || (scope.name().ends_with(":write") && permission.name() == format!("{scope}_own"));
+            if opened {
+                let (path, body) = target(&team, &operation, &team.founder).await;
+                let answer = send(&client, &operation, &path, &body).await;
+                let status = answer.status.as_u16();
+                assert!(
+                    (200..300).contains(&status) || status == 409,
+                    "{} by {scope}: {}",
+                    operation.id,
+                    answer.text
+                );
+            } else {
+                let nobody = "01890000-0000-7000-8000-000000000000";
+                let path = operation.path.replace("{organization_id}", &team.id);
+                let path = path.split('/').map(|part| if part.starts_with('{') { nobody } else { part });
+                let path = path.collect::<Vec<_>>().join("/");
+                let answer = send(&client, &operation, &path, &operation.body).await;
+                assert_eq!(answer.status, 403, "{} by {scope}: {}", operation.id, answer.text);
+            }
+        }
+    }
+    for permission in Permission::ALL.iter().filter(|permission| !permission.is_scope()) {
+        let team = big_team(&app).await;
+        let new = json!({"name": "Probe", "scopes": [permission]});
+        team.owner.post("/api-keys", new).await.refused(400, "VALIDATION_ERROR");
     }
 }

@@ -1,7 +1,11 @@
 //! Accounts: people, before and beside any organization.
 
+pub mod emails;
+pub mod lockout;
 mod login;
+pub mod mfa;
 pub mod profile;
+pub mod security_events;
 pub mod sessions;
 
 pub use login::{AuthApi, NewUser, insert};

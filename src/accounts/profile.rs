@@ -43,6 +43,10 @@ pub struct Profile {
     pub timezone: Timezone,
     /// Whatever a client wants to remember for its user, at most 16 KiB.
     pub preferences: HashMap<String, Value>,
+    /// Whether the address is proved.
+    pub email_verified: bool,
+    /// Whether logging in takes a code.
+    pub mfa_enabled: bool,
     /// Staff of the platform.
     pub is_superuser: bool,
     pub created_at: DateTime<Utc>,
@@ -75,6 +79,8 @@ impl Example for Profile {
             locale: Locale::En,
             timezone: example("Asia/Singapore"),
             preferences: HashMap::from([("theme".into(), "dark".into())]),
+            email_verified: true,
+            mfa_enabled: false,
             is_superuser: false,
             created_at: example_time(),
             updated_at: example_time(),
@@ -148,7 +154,9 @@ pub async fn find(tx: &Tx, id: Uuid) -> Result<Profile> {
     let row = tx
         .query_opt(
             "select id, email, username, first_name, last_name, display_name, bio, location, phone, company, \
-             avatar_url, locale, timezone, preferences, is_superuser, version, created_at, updated_at \
+             avatar_url, locale, timezone, preferences, is_superuser, \
+             email_verified_at is not null as email_verified, mfa_enabled_at is not null as mfa_enabled, version, \
+             created_at, updated_at \
              from platform.users where id = $1",
             &[&id],
         )
@@ -172,6 +180,8 @@ fn from_row(row: &Row) -> Result<Profile> {
         locale: row.try_get("locale")?,
         timezone: row.try_get("timezone")?,
         preferences: row.try_get::<_, Jsonb<_>>("preferences")?.0,
+        email_verified: row.try_get("email_verified")?,
+        mfa_enabled: row.try_get("mfa_enabled")?,
         is_superuser: row.try_get("is_superuser")?,
         version: row.try_get("version")?,
         created_at: row.try_get("created_at")?,

@@ -1,20 +1,28 @@
 //! The gates: parameters of handlers that let a request through or answer it.
 
-use std::{marker::PhantomData, ops::Deref, sync::Arc};
+use std::{marker::PhantomData, net::IpAddr, ops::Deref, sync::Arc};
 
+use ipnet::IpNet;
 use poem::{FromRequest, Request, RequestBody, http::header};
 use poem_openapi::{
     ApiExtractor, ApiExtractorType, ExtractParamOptions,
     registry::{MetaSecurityScheme, Registry},
 };
+use serde_json::json;
 use uuid::Uuid;
 
-use super::permissions::{Asks, Permission, PermissionSet, Role};
+use super::{
+    activity::Seen,
+    api_keys,
+    permissions::{Asks, Permission, PermissionSet, Role},
+};
 use crate::{
-    api::{BEARER, PUBLIC},
+    api::{API_KEY, BEARER, PUBLIC, SUPERUSER},
     app::App,
     db::TenantTx,
     error::{Code, Error, Result},
+    http::{RequestId, Verdicts, client_address},
+    limits::{Ask, Rate},
     tenancy::{self, Tenant},
 };
 
@@ -23,15 +31,25 @@ pub struct User {
     pub app: Arc<App>,
     pub id: Uuid,
     pub session: Uuid,
+    pub origin: Origin,
 }
 
-/// A member of the organization that the request names.
+/// A member of the organization that the request names, in person or by an API key.
 pub struct Member {
     pub app: Arc<App>,
+    /// With a key: whoever made it.
     pub user_id: Uuid,
+    pub key: Option<Key>,
     pub role: Role,
     pub permissions: PermissionSet,
     pub tenant: Tenant,
+    pub origin: Origin,
+}
+
+/// The API key that a request came with.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    pub id: Uuid,
 }
 
 impl Member {
@@ -59,9 +77,65 @@ impl<P, const INCLUDING_DELETED: bool> Deref for Can<P, INCLUDING_DELETED> {
     }
 }
 
+/// An API key, whatever it may do.
+pub struct KeyHolder(pub Member);
+
+/// Staff of the platform, who act across organizations, with a second factor.
+pub struct Superuser(pub User);
+
 /// Anybody. Written out so that a handler without a gate is seen to be wrong.
 pub struct Public {
     pub app: Arc<App>,
+    pub origin: Origin,
+}
+
+/// Where a request comes from, for limits and for the records.
+#[derive(Clone, Debug, Default)]
+pub struct Origin {
+    pub address: Option<IpAddr>,
+    pub agent: Option<String>,
+    pub request_id: Option<String>,
+    /// Tells the caller how their limits stand.
+    verdicts: Verdicts,
+}
+
+impl Origin {
+    fn of(request: &Request, app: &App) -> Self {
+        let cut = |text: &str| text.chars().filter(|c| !c.is_control()).take(300).collect();
+        Self {
+            address: client_address(request, &app.config.http.trusted_proxies),
+            agent: request.header(header::USER_AGENT).map(cut),
+            request_id: request.data::<RequestId>().map(|id| id.0.clone()),
+            verdicts: request.data::<Verdicts>().cloned().unwrap_or_default(),
+        }
+    }
+
+    /// Takes one from each limit, tells the caller how they stand, and refuses with 429 if one is
+    /// used up.
+    pub async fn limit(&self, app: &App, asks: &[Ask]) -> Result<()> {
+        let verdicts = app.limits.take(asks).await;
+        let refused = verdicts.iter().filter_map(|v| Some((v.policy, v.retry_after?))).max_by_key(|r| r.1);
+        self.verdicts.add(verdicts);
+        let Some((policy, seconds)) = refused else { return Ok(()) };
+        metrics::counter!("rowhouse_rate_limited_total", "policy" => policy).increment(1);
+        let told = format!("Too many requests ({policy}). Try again in {seconds} s.");
+        Err(Error::new(Code::RateLimit, told).retry_after(seconds))
+    }
+
+    /// As it is stored.
+    pub fn address_text(&self) -> Option<String> {
+        self.address.map(|address| address.to_string())
+    }
+
+    /// Whom limits by address count: one host, or the network that one subscriber gets with IPv6.
+    pub fn subscriber(&self) -> String {
+        match self.address {
+            Some(IpAddr::V6(address)) => IpNet::new(address.into(), 64)
+                .map_or_else(|_| address.to_string(), |net| net.trunc().to_string()),
+            Some(address) => address.to_string(),
+            None => "unknown".into(),
+        }
+    }
 }
 
 /// The application that serves this request.
@@ -69,51 +143,167 @@ fn app(request: &Request) -> Result<Arc<App>> {
     request.data::<Arc<App>>().cloned().ok_or_else(|| Error::internal("the service carries no App"))
 }
 
-/// The user and the session of the request's access token.
-async fn authenticate(request: &Request, app: &App) -> Result<(Uuid, Uuid)> {
-    let header = request.header(header::AUTHORIZATION);
-    let token = header
-        .and_then(|value| value.split_once(' '))
-        .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-        .map(|(_, token)| token.trim())
-        .ok_or_else(|| {
-            Error::new(Code::AuthFailed, "Log in first: send `Authorization: Bearer <access token>`.")
-        })?;
-    let claims = app.keys.verify(token, app.clock.now()).await?;
-    Ok((claims.sub, claims.sid))
+fn anonymous(app: &App, origin: &Origin) -> Ask {
+    Ask { policy: "anonymous", key: origin.subscriber(), rate: app.config.limits.anonymous }
+}
+
+impl Public {
+    /// Takes one from a limit of this operation's own, counted by address.
+    pub async fn limit(&self, policy: &'static str, rate: Rate) -> Result<()> {
+        self.origin.limit(&self.app, &[Ask { policy, key: self.origin.subscriber(), rate }]).await
+    }
+}
+
+/// What a request brings to prove who sends it.
+enum Credentials {
+    Session { user: Uuid, session: Uuid },
+    Key { hash: Vec<u8> },
+}
+
+impl Credentials {
+    async fn of(request: &Request, app: &App) -> Result<Self> {
+        let key = request.headers().get("x-api-key");
+        let bearer = request.headers().get(header::AUTHORIZATION);
+        if key.is_some() && bearer.is_some() {
+            return Err(Error::new(Code::AuthFailed, "Send either Authorization or X-API-Key, not both."));
+        }
+        if let Some(key) = key {
+            let hash = key.to_str().ok().and_then(|text| api_keys::hash(text.trim())).ok_or_else(bad_key)?;
+            return Ok(Self::Key { hash });
+        }
+        let token = bearer
+            .and_then(|value| value.to_str().ok()?.split_once(' '))
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+            .map(|(_, token)| token.trim())
+            .ok_or_else(|| {
+                Error::new(
+                    Code::AuthFailed,
+                    "Log in first: send `Authorization: Bearer <access token>` or `X-API-Key: <key>`.",
+                )
+            })?;
+        let claims = app.keys.verify(token, app.clock.now()).await?;
+        Ok(Self::Session { user: claims.sub, session: claims.sid })
+    }
+
+    /// Wrong credentials count against the address that they come from.
+    async fn or_limited<T>(app: &App, origin: &Origin, outcome: Result<T>) -> Result<T> {
+        if let Err(error) = &outcome
+            && matches!(error.code(), Code::AuthFailed | Code::TokenExpired)
+        {
+            origin.limit(app, &[anonymous(app, origin)]).await?;
+        }
+        outcome
+    }
+}
+
+fn bad_key() -> Error {
+    Error::new(Code::AuthFailed, "This API key is not valid, was revoked or has expired.")
 }
 
 fn logged_out() -> Error {
     Error::new(Code::AuthFailed, "The session has ended. Log in again.")
 }
 
+/// Whether a gate counts the request against rate limits; `Idempotent` asks a gate a second time.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Counting {
+    Yes,
+    No,
+}
+
 impl User {
-    pub async fn enter(request: &Request) -> Result<Self> {
+    pub async fn enter(request: &Request, counting: Counting) -> Result<Self> {
         let app = app(request)?;
-        let (id, session) = authenticate(request, &app).await?;
+        let origin = Origin::of(request, &app);
+        let outcome = Self::authenticate(request, &app, &origin).await;
+        let (id, session) = match counting {
+            Counting::Yes => Credentials::or_limited(&app, &origin, outcome).await?,
+            Counting::No => outcome?,
+        };
+        if counting == Counting::Yes {
+            let rate = app.config.limits.user;
+            origin.limit(&app, &[Ask { policy: "user", key: id.to_string(), rate }]).await?;
+        }
+        Ok(Self { app, id, session, origin })
+    }
+
+    async fn authenticate(request: &Request, app: &App, origin: &Origin) -> Result<(Uuid, Uuid)> {
+        let Credentials::Session { user, session } = Credentials::of(request, app).await? else {
+            return Err(Error::new(Code::AuthFailed, "This needs a person: log in, an API key will not do."));
+        };
         let tx = app.db.begin().await?;
         let live = tx
             .query_opt(
                 "select 1 from platform.sessions s join platform.users u on u.id = s.user_id \
                  where s.id = $1 and s.user_id = $2 and s.revoked_at is null and u.is_active",
-                &[&session, &id],
+                &[&session, &user],
             )
             .await?;
         drop(tx);
         live.ok_or_else(logged_out)?;
-        Ok(Self { app, id, session })
+        app.activity.saw(Seen::Session(session), origin, app.clock.now());
+        Ok((user, session))
     }
 }
 
-impl Member {
-    pub async fn enter(request: &Request, asked: Permission, including_deleted: bool) -> Result<Self> {
-        let app = app(request)?;
-        let (user_id, session) = authenticate(request, &app).await?;
-        let tenant = tenancy::resolve(request, &app).await?;
+impl Superuser {
+    pub async fn enter(request: &Request, counting: Counting) -> Result<Self> {
+        let user = User::enter(request, counting).await?;
+        let tx = user.app.db.begin().await?;
+        let sql = "select is_superuser, mfa_enabled_at is not null as mfa from platform.users where id = $1";
+        let row = tx.query_one(sql, &[&user.id]).await?;
+        drop(tx);
+        if !row.try_get::<_, bool>("is_superuser")? {
+            return Err(Error::denied("This is for the platform's staff."));
+        }
+        if !row.try_get::<_, bool>("mfa")? {
+            return Err(mfa_required("Staff need a second factor."));
+        }
+        Ok(Self(user))
+    }
+}
+
+fn mfa_required(why: &str) -> Error {
+    Error::new(Code::MfaRequired, format!("{why} Set one up at POST /api/v1/auth/mfa/totp."))
+        .with_details(json!({"enroll": "/api/v1/auth/mfa/totp"}))
+}
+
+/// A member as the database has them, before it is decided what they may do.
+struct Found {
+    user_id: Uuid,
+    key: Option<(Key, Rate)>,
+    role: Option<Role>,
+    is_active: bool,
+    has_mfa: bool,
+    grants: Vec<Permission>,
+    denials: Vec<Permission>,
+    /// What the key is restricted to.
+    scopes: Option<PermissionSet>,
+    tenant: Tenant,
+}
+
+impl Found {
+    async fn of(request: &Request, app: &App, origin: &Origin) -> Result<Self> {
+        match Credentials::of(request, app).await? {
+            Credentials::Session { user, session } => {
+                Self::by_session(request, app, origin, user, session).await
+            }
+            Credentials::Key { hash } => Self::by_key(request, app, origin, &hash).await,
+        }
+    }
+
+    async fn by_session(
+        request: &Request,
+        app: &App,
+        origin: &Origin,
+        user_id: Uuid,
+        session: Uuid,
+    ) -> Result<Self> {
+        let tenant = tenancy::resolve(request, app, None).await?;
         let tx = app.db.begin().await?;
         let row = tx
             .query_opt(
-                "select m.role, m.grants, m.denials, m.is_active \
+                "select m.role, m.grants, m.denials, m.is_active, u.mfa_enabled_at is not null as mfa \
                  from platform.sessions s join platform.users u on u.id = s.user_id \
                  left join platform.organization_members m on m.user_id = u.id and m.organization_id = $3 \
                  where s.id = $1 and s.user_id = $2 and s.revoked_at is null and u.is_active",
@@ -122,14 +312,99 @@ impl Member {
             .await?;
         drop(tx);
         let row = row.ok_or_else(logged_out)?;
+        app.activity.saw(Seen::Session(session), origin, app.clock.now());
+        let role: Option<Role> = row.try_get("role")?;
+        let member = role.is_some();
+        Ok(Self {
+            user_id,
+            key: None,
+            role,
+            is_active: member && row.try_get("is_active")?,
+            has_mfa: row.try_get("mfa")?,
+            grants: if member { known(row.try_get("grants")?) } else { Vec::new() },
+            denials: if member { known(row.try_get("denials")?) } else { Vec::new() },
+            scopes: None,
+            tenant,
+        })
+    }
+
+    /// A key is worth nothing without its maker's active membership, whatever its own row says.
+    async fn by_key(request: &Request, app: &App, origin: &Origin, hash: &[u8]) -> Result<Self> {
+        let now = app.clock.now();
+        let tx = app.db.begin().await?;
+        let row = tx
+            .query_opt(
+                "select k.id, k.organization_id, k.created_by, k.scopes, k.rate_per_hour, k.allowed_ips, m.role, \
+                 m.grants, m.denials, u.mfa_enabled_at is not null as mfa \
+                 from platform.api_keys k join platform.users u on u.id = k.created_by and u.is_active \
+                 join platform.organization_members m \
+                 on m.organization_id = k.organization_id and m.user_id = k.created_by and m.is_active \
+                 where k.hash = $1 and k.revoked_at is null and (k.expires_at is null or k.expires_at > $2)",
+                &[&hash, &now],
+            )
+            .await?;
+        drop(tx);
+        let row = row.ok_or_else(bad_key)?;
+        let tenant = tenancy::resolve(request, app, Some(row.try_get("organization_id")?)).await?;
+        let allowed: Vec<String> = row.try_get("allowed_ips")?;
+        let within = |net: &String| {
+            net.parse::<IpNet>().ok().zip(origin.address).is_some_and(|(net, address)| net.contains(&address))
+        };
+        if !allowed.is_empty() && !allowed.iter().any(within) {
+            return Err(Error::denied("This API key may not be used from your address."));
+        }
+        let key = Key { id: row.try_get("id")? };
+        app.activity.saw(Seen::Key(key.id), origin, now);
+        Ok(Self {
+            user_id: row.try_get("created_by")?,
+            key: Some((key, Rate::per_hour(row.try_get::<_, i32>("rate_per_hour")?.unsigned_abs()))),
+            role: row.try_get("role")?,
+            is_active: true,
+            has_mfa: row.try_get("mfa")?,
+            grants: known(row.try_get("grants")?),
+            denials: known(row.try_get("denials")?),
+            scopes: Some(PermissionSet::of_key(&known(row.try_get("scopes")?))),
+            tenant,
+        })
+    }
+
+    fn limits(&self, app: &App) -> [Ask; 2] {
+        let caller = match self.key {
+            Some((key, rate)) => Ask { policy: "api_key", key: key.id.to_string(), rate },
+            None => Ask { policy: "user", key: self.user_id.to_string(), rate: app.config.limits.user },
+        };
+        let rate = self.tenant.plan().rate(&app.config.limits);
+        [caller, Ask { policy: "organization", key: self.tenant.id().to_string(), rate }]
+    }
+}
+
+impl Member {
+    /// Lets a member through who holds the permission that is `asked`, if any is.
+    pub async fn enter(
+        request: &Request,
+        asked: Option<Permission>,
+        including_deleted: bool,
+        counting: Counting,
+    ) -> Result<Self> {
+        let app = app(request)?;
+        let origin = Origin::of(request, &app);
+        let outcome = Found::of(request, &app, &origin).await;
+        let found = match counting {
+            Counting::Yes => Credentials::or_limited(&app, &origin, outcome).await?,
+            Counting::No => outcome?,
+        };
         // To somebody outside it, an organization does not exist.
-        let Some(role) = row.try_get::<_, Option<Role>>("role")? else {
+        let Some(role) = found.role else {
             return Err(tenancy::unknown());
         };
+        if counting == Counting::Yes {
+            origin.limit(&app, &found.limits(&app)).await?;
+        }
+        let tenant = &found.tenant;
         if tenant.is_deleted() && !including_deleted {
             return Err(tenancy::unknown());
         }
-        if !row.try_get::<_, bool>("is_active")? {
+        if !found.is_active {
             return Err(Error::denied("Your membership of this organization is deactivated."));
         }
         if tenant.is_suspended() {
@@ -138,20 +413,43 @@ impl Member {
                 "This organization is suspended. Contact support.",
             ));
         }
-        let permissions =
-            PermissionSet::effective(role, &known(row.try_get("grants")?), &known(row.try_get("denials")?));
-        if !permissions.contains(asked) {
-            return Err(Error::denied(format!(
-                "This needs the permission {asked}, which your role {role} does not have."
-            )));
+        if tenant.requires_mfa() && !found.has_mfa {
+            return Err(mfa_required("This organization requires a second factor of its members."));
         }
-        Ok(Self { app, user_id, role, permissions, tenant })
+        let own = PermissionSet::effective(role, &found.grants, &found.denials);
+        let permissions = found.scopes.map_or(own, |scopes| own.intersection(scopes));
+        if let Some(asked) = asked
+            && !permissions.contains(asked)
+        {
+            return Err(Error::denied(match found.key {
+                Some(_) => format!("This needs the permission {asked}, which this API key does not have."),
+                None => format!("This needs the permission {asked}, which your role {role} does not have."),
+            }));
+        }
+        let key = found.key.map(|(key, _)| key);
+        Ok(Self { app, user_id: found.user_id, key, role, permissions, tenant: found.tenant, origin })
     }
 }
 
 /// Names that this version does not know (any more) give nothing.
 fn known(names: Vec<String>) -> Vec<Permission> {
     names.iter().filter_map(|name| name.parse().ok()).collect()
+}
+
+fn register_key(registry: &mut Registry) {
+    registry.create_security_scheme(
+        API_KEY,
+        MetaSecurityScheme {
+            ty: "apiKey",
+            description: Some("An API key of the organization."),
+            name: Some("X-API-Key"),
+            key_in: Some("header"),
+            scheme: None,
+            bearer_format: None,
+            flows: None,
+            openid_connect_url: None,
+        },
+    );
 }
 
 fn register_bearer(registry: &mut Registry) {
@@ -170,81 +468,59 @@ fn register_bearer(registry: &mut Registry) {
     );
 }
 
-impl<'a, P: Asks, const INCLUDING_DELETED: bool> ApiExtractor<'a> for Can<P, INCLUDING_DELETED> {
-    const TYPES: &'static [ApiExtractorType] = &[ApiExtractorType::SecurityScheme];
-    type ParamType = ();
-    type ParamRawType = ();
+/// Makes a gate out of a type: how it enters, and what it asks for in the document, where the mark
+/// beside the credentials becomes `x-permission`.
+macro_rules! gate {
+    ([$($generics:tt)*] $type:ty, $schemes:expr, |$request:ident| $enter:expr) => {
+        impl<'a, $($generics)*> ApiExtractor<'a> for $type {
+            const TYPES: &'static [ApiExtractorType] = &[ApiExtractorType::SecurityScheme];
+            type ParamType = ();
+            type ParamRawType = ();
 
-    fn register(registry: &mut Registry) {
-        register_bearer(registry);
-    }
+            fn register(registry: &mut Registry) {
+                register_bearer(registry);
+                register_key(registry);
+            }
 
-    /// The permission travels as a second name; `api::document` turns it into `x-permission`.
-    fn security_schemes() -> Vec<&'static str> {
-        vec![BEARER, P::PERMISSION.name()]
-    }
+            fn security_schemes() -> Vec<&'static str> {
+                $schemes
+            }
 
-    async fn from_request(
-        request: &'a Request,
-        _body: &mut RequestBody,
-        _options: ExtractParamOptions<()>,
-    ) -> poem::Result<Self> {
-        Ok(Self(Member::enter(request, P::PERMISSION, INCLUDING_DELETED).await?, PhantomData))
-    }
+            async fn from_request(
+                $request: &'a Request,
+                _body: &mut RequestBody,
+                _options: ExtractParamOptions<()>,
+            ) -> poem::Result<Self> {
+                Ok($enter)
+            }
+        }
+    };
 }
 
-impl<'a> ApiExtractor<'a> for User {
-    const TYPES: &'static [ApiExtractorType] = &[ApiExtractorType::SecurityScheme];
-    type ParamType = ();
-    type ParamRawType = ();
-
-    fn register(registry: &mut Registry) {
-        register_bearer(registry);
+gate!([P: Asks, const INCLUDING_DELETED: bool] Can<P, INCLUDING_DELETED>,
+vec![BEARER, P::PERMISSION.name()],
+|request| Self(
+    Member::enter(request, Some(P::PERMISSION), INCLUDING_DELETED, Counting::Yes).await?,
+    PhantomData
+));
+gate!([] User, vec![BEARER], |request| Self::enter(request, Counting::Yes).await?);
+gate!([] Superuser, vec![BEARER, SUPERUSER], |request| Self::enter(request, Counting::Yes).await?);
+gate!([] KeyHolder, vec![API_KEY], |request| {
+    let member = Member::enter(request, None, false, Counting::Yes).await?;
+    match member.key {
+        Some(_) => Self(member),
+        None => Err(Error::new(Code::AuthFailed, "Send an API key as X-API-Key."))?,
     }
-
-    fn security_schemes() -> Vec<&'static str> {
-        vec![BEARER]
-    }
-
-    async fn from_request(
-        request: &'a Request,
-        _body: &mut RequestBody,
-        _options: ExtractParamOptions<()>,
-    ) -> poem::Result<Self> {
-        Ok(Self::enter(request).await?)
-    }
-}
-
-impl<'a> ApiExtractor<'a> for Public {
-    const TYPES: &'static [ApiExtractorType] = &[ApiExtractorType::SecurityScheme];
-    type ParamType = ();
-    type ParamRawType = ();
-
-    fn security_schemes() -> Vec<&'static str> {
-        vec![PUBLIC]
-    }
-
-    async fn from_request(
-        request: &'a Request,
-        _body: &mut RequestBody,
-        _options: ExtractParamOptions<()>,
-    ) -> poem::Result<Self> {
-        Ok(Self { app: app(request)? })
-    }
-}
-
-/// Where a request comes from, for the records.
-pub struct Origin {
-    pub address: Option<String>,
-    pub agent: Option<String>,
-}
+});
+gate!([] Public, vec![PUBLIC], |request| {
+    let app = app(request)?;
+    let origin = Origin::of(request, &app);
+    origin.limit(&app, &[anonymous(&app, &origin)]).await?;
+    Self { app, origin }
+});
 
 impl<'a> FromRequest<'a> for Origin {
     async fn from_request(request: &'a Request, _body: &mut RequestBody) -> poem::Result<Self> {
-        let cut = |text: &str| text.chars().filter(|c| !c.is_control()).take(300).collect();
-        Ok(Self {
-            address: request.remote_addr().as_socket_addr().map(|address| address.ip().to_string()),
-            agent: request.header(header::USER_AGENT).map(cut),
-        })
+        Ok(Self::of(request, &*app(request)?))
     }
 }

@@ -1,14 +1,18 @@
 //! Who is calling, and what they may do.
 //!
 //! A handler says in its signature what it needs: [`Can`]`<ProjectsWrite>`, [`User`] (logged in,
-//! no organization) or [`Public`]. The same declaration puts the permission into the API document
+//! no organization), [`KeyHolder`], [`Superuser`] or [`Public`]. The same declaration puts the permission into the API document
 //! and into the test that probes every operation.
 
+mod access;
+pub mod activity;
+pub mod api_keys;
 mod gate;
 pub mod keys;
 pub mod passwords;
 pub mod permissions;
 pub mod sealing;
 
-pub use gate::{Can, Member, Origin, Public, User};
+pub use access::{Access, withdraw};
+pub use gate::{Can, Counting, Key, KeyHolder, Member, Origin, Public, Superuser, User};
 pub use permissions::{Permission, PermissionSet, Role};

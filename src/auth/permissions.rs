@@ -54,7 +54,11 @@ permissions! {
     OrganizationRead = "organization:read": Owner Admin Manager Member Viewer;
     /// Delete and restore the organization.
     OrganizationDelete = "organization:delete": Owner;
-    /// Change the organization and its settings.
+    /// Make somebody else its owner.
+    OrganizationTransfer = "organization:transfer": Owner;
+    /// Stop being a member.
+    OrganizationLeave = "organization:leave": Owner Admin Manager Member Viewer;
+    /// Change the organization, its settings and its domains.
     SettingsManage = "settings:manage": Owner Admin;
     /// See who is a member.
     MembersRead = "members:read": Owner Admin Manager Member Viewer;
@@ -92,6 +96,21 @@ impl Permission {
     /// `x:write` includes `x:write_own`.
     fn includes(self) -> Option<Permission> {
         self.as_ref().strip_suffix(":write").and_then(|resource| format!("{resource}:write_own").parse().ok())
+    }
+}
+
+/// What takes a person: an API key cannot be given these.
+const NOT_FOR_KEYS: [Permission; 4] = [
+    Permission::OrganizationDelete,
+    Permission::OrganizationTransfer,
+    Permission::OrganizationLeave,
+    Permission::ApiKeysManage,
+];
+
+impl Permission {
+    /// Whether it can be a scope of an API key.
+    pub fn is_scope(self) -> bool {
+        !NOT_FOR_KEYS.contains(&self)
     }
 }
 
@@ -133,6 +152,16 @@ impl PermissionSet {
             .collect()
     }
 
+    /// What a key with these scopes may do at most.
+    pub fn of_key(scopes: &[Permission]) -> Self {
+        let included = scopes.iter().filter_map(|scope| scope.includes());
+        scopes.iter().copied().chain(included).filter(|permission| permission.is_scope()).collect()
+    }
+
+    pub fn intersection(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
     pub fn iter(self) -> impl Iterator<Item = Permission> {
         Permission::ALL.iter().copied().filter(move |permission| self.contains(*permission))
     }
@@ -151,7 +180,9 @@ mod tests {
     #[test]
     fn an_owner_may_everything_and_a_viewer_only_reads() {
         assert_eq!(Role::Owner.permissions(), Permission::ALL.iter().copied().collect());
-        assert!(Role::Viewer.permissions().iter().all(|permission| permission.as_ref().ends_with(":read")));
+        assert!(Role::Viewer.permissions().iter().all(|permission| {
+            permission.as_ref().ends_with(":read") || permission == Permission::OrganizationLeave
+        }));
         assert!(!Role::Admin.permissions().contains(Permission::BillingManage));
         assert!(!Role::Manager.permissions().contains(Permission::SettingsManage));
     }

@@ -4,6 +4,7 @@ use anyhow::{Context, anyhow};
 use ring::{
     aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey},
     digest::{SHA256, digest},
+    hmac,
     rand::{SecureRandom, SystemRandom},
 };
 
@@ -11,12 +12,25 @@ use ring::{
 #[derive(Clone)]
 pub struct Sealer {
     key: LessSafeKey,
+    mac_key: hmac::Key,
 }
 
 impl Sealer {
     pub fn new(key: &[u8; 32]) -> Self {
+        // The key itself encrypts; what authenticates is derived from it.
+        let derived = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), b"rowhouse authentication key");
+        let mac_key = hmac::Key::new(hmac::HMAC_SHA256, derived.as_ref());
         let key = UnboundKey::new(&AES_256_GCM, key).expect("the key has the algorithm's length");
-        Self { key: LessSafeKey::new(key) }
+        Self { key: LessSafeKey::new(key), mac_key }
+    }
+
+    /// A code that nobody without the key can make: over what it is for, and the text.
+    pub fn mac(&self, purpose: &str, text: &[u8]) -> Vec<u8> {
+        let mut context = hmac::Context::with_key(&self.mac_key);
+        context.update(purpose.as_bytes());
+        context.update(b"\0");
+        context.update(text);
+        context.sign().as_ref().to_vec()
     }
 
     /// Encrypts. The same `purpose` must be given to open it, so that one sealed value cannot be

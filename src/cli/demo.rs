@@ -10,7 +10,8 @@ use super::plain;
 use crate::{
     accounts,
     app::App,
-    auth::{Member, Role},
+    audit::Actor,
+    auth::{Member, Origin, Role},
     organizations::{self, NewOrganization, members},
     tenancy::fleet,
     types::{Email, Money, example},
@@ -198,13 +199,15 @@ async fn load_one(app: &Arc<App>, demo: &Organization, hash: &str) -> crate::err
         country_code: Some(example("SG")),
         ..NewOrganization::named(example(demo.name))
     };
-    organizations::insert(&tx, app, people[0], new).await?;
+    organizations::insert(&tx, app, &Actor::user(people[0], Origin::default()), new).await?;
     for (person, user) in demo.people.iter().zip(&people).skip(1) {
         members::insert(&tx, tenant.id(), *user, person.role, now).await?;
     }
     let manager = Member {
         app: app.clone(),
         user_id: people[2],
+        key: None,
+        origin: Origin::default(),
         role: Role::Manager,
         permissions: Role::Manager.permissions(),
         tenant,

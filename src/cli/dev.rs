@@ -69,7 +69,7 @@ async fn run_on(postgres: &PrivatePostgres, home: &Path, args: &Args) -> anyhow:
     Db::create_database_if_missing(&config.database).await?;
     let app = App::new(config, Clock::default())?;
     migrate::migrate(&app, 4, 1).await?;
-    let background = serve::start(&app).await?;
+    let background = app.start().await?;
     if demo::load(&app).await? {
         println!("demo data: loaded");
     }

@@ -6,6 +6,8 @@ use uuid::Uuid;
 use super::{app, plain};
 use crate::{
     app::App,
+    audit::{self, Actor, ActorKind, Changes},
+    auth::Origin,
     organizations::{self, NewOrganization},
     tenancy::fleet,
     types::{Email, Name, Slug},
@@ -27,6 +29,11 @@ pub enum Command {
         #[arg(long)]
         owner: Email,
     },
+    /// Check that no entry of an organization's audit log was changed or removed.
+    AuditVerify {
+        /// Slug or id; all organizations where absent.
+        organization: Option<String>,
+    },
     /// Show one organization: schema, modules, members, size.
     Show {
         /// Slug or id.
@@ -39,6 +46,7 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
     match command {
         Command::List => list(&app).await,
         Command::Create { name, slug, owner } => create(&app, name, slug, owner).await,
+        Command::AuditVerify { organization } => audit_verify(&app, organization).await,
         Command::Show { organization } => show(&app, &organization).await,
     }
     .map_err(|error| error.context("tenant command failed"))
@@ -85,9 +93,41 @@ async fn create(app: &App, name: Name, slug: Option<Slug>, owner: Email) -> anyh
         .with_context(|| format!("there is no active account {owner}; it must register first"))?
         .try_get("id")?;
     let new = NewOrganization { slug, ..NewOrganization::named(name) };
-    let made = organizations::insert(&tx, app, user, new).await.map_err(plain)?;
+    let operator = Actor { kind: ActorKind::System, ..Actor::user(user, Origin::default()) };
+    let made = organizations::insert(&tx, app, &operator, new).await.map_err(plain)?;
+    let (action, id, changes) = ("organization.created", Some(made.id), Changes::created(&made));
+    audit::record_platform(&tx, app, Actor::system(), action, id, id, &changes).await.map_err(plain)?;
     tx.commit().await.map_err(plain)?;
     println!("made {} ({}) in schema {schema}, owned by {owner}", made.slug, made.id);
+    Ok(())
+}
+
+async fn audit_verify(app: &App, name: Option<String>) -> anyhow::Result<()> {
+    let names = match name {
+        Some(name) => vec![name],
+        None => {
+            let tx = app.db.begin().await.map_err(plain)?;
+            let rows = tx.query("select slug from platform.organizations order by slug", &[]).await;
+            rows.map_err(plain)?.iter().map(|row| Ok(row.try_get("slug")?)).collect::<anyhow::Result<_>>()?
+        }
+    };
+    // What was written in the last moments waits for its seal.
+    audit::seal_pending(app).await.map_err(plain)?;
+    let mut broken = 0;
+    for name in &names {
+        let tenant = fleet::tenant(&app.directory, name).await.map_err(plain)?.with_context(|| {
+            format!("there is no organization {name:?}; `rowhouse tenant list` shows all")
+        })?;
+        let found = audit::verify(app, &tenant).await.map_err(plain)?;
+        match found.problems.is_empty() {
+            true => println!("  ok    {name}: {} entries", found.sealed),
+            false => broken += 1,
+        }
+        for problem in found.problems {
+            println!("  FAIL  {name}: {problem}");
+        }
+    }
+    anyhow::ensure!(broken == 0, "{broken} of {} audit logs are not what was written", names.len());
     Ok(())
 }
 

@@ -7,7 +7,10 @@ use anyhow::Context;
 use super::{app, plain};
 use crate::{
     accounts,
+    app::App,
+    audit::{self, Actor, Changes},
     auth::passwords::{Password, check_policy},
+    db::Tx,
     types::Email,
 };
 
@@ -50,6 +53,7 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
         .await
         .map_err(plain)?;
     if raised == 1 {
+        record(&tx, &app, &email).await.map_err(plain)?;
         tx.commit().await.map_err(plain)?;
         println!("{email} is a superuser now; the password stays as it is");
         return Ok(());
@@ -62,9 +66,15 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
     let new = accounts::NewUser { email: &email, username: None, hash, first_name: None, last_name: None };
     let id = accounts::insert(&tx, &app, new).await.map_err(plain)?;
     tx.execute("update platform.users set is_superuser = true where id = $1", &[&id]).await.map_err(plain)?;
+    record(&tx, &app, &email).await.map_err(plain)?;
     tx.commit().await.map_err(plain)?;
-    println!("made superuser {email} ({id})");
+    println!("made superuser {email} ({id}); staff need a second factor: POST /api/v1/auth/mfa/totp");
     Ok(())
+}
+
+async fn record(tx: &Tx, app: &App, email: &Email) -> crate::error::Result<()> {
+    let changes = Changes::created(&serde_json::json!({"email": email, "is_superuser": true}));
+    audit::record_platform(tx, app, Actor::system(), "user.promoted", None, None, &changes).await
 }
 
 fn read_password() -> anyhow::Result<Password> {

@@ -1,16 +1,24 @@
-//! Hearing what other instances say: `listen` on a connection of its own.
+//! Hearing what other instances say: `listen` on a connection of its own, one for the process.
 
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
-use tokio::{sync::mpsc, task::JoinSet};
+use tokio::{
+    sync::{broadcast, mpsc},
+    task::JoinSet,
+};
 use tokio_postgres::AsyncMessage;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::error::{Error, Result};
 
+/// What is said, and who listens: `directory` drops what it holds, workers look for jobs.
+pub const DIRECTORY: &str = "rowhouse_directory";
+pub const JOBS: &str = "rowhouse_jobs";
+const CHANNELS: [&str; 2] = [DIRECTORY, JOBS];
+
 /// What a listener hears.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Heard {
     /// Listening has begun, or begun again: whatever was said before may have been missed.
     Connected,
@@ -20,27 +28,44 @@ pub enum Heard {
     Notice { channel: String, payload: String },
 }
 
-pub type Listener = mpsc::UnboundedReceiver<Heard>;
+/// Hears everything; each part of the service picks what is for it.
+pub struct Listener(broadcast::Receiver<Heard>);
 
-/// Listens until the receiver is dropped, connecting again after each break.
-pub(super) fn listen(
+impl Listener {
+    pub(super) fn new(heard: broadcast::Receiver<Heard>) -> Self {
+        Self(heard)
+    }
+
+    /// The next thing; waits for it.
+    pub async fn next(&mut self) -> Heard {
+        match self.0.recv().await {
+            Ok(heard) => heard,
+            // This listener was too slow for what is kept for it.
+            Err(broadcast::error::RecvError::Lagged(_)) => Heard::Connected,
+            Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+        }
+    }
+}
+
+/// Listens for as long as somebody wants to hear, connecting again after each break.
+pub(super) async fn listen(
     config: tokio_postgres::Config,
     tls: MakeRustlsConnect,
-    channels: &'static [&'static str],
-) -> Listener {
-    let (said, heard) = mpsc::unbounded_channel();
-    tokio::spawn(async move {
-        while !said.is_closed() {
-            if let Err(error) = session(&config, &tls, channels, &said).await {
+    said: broadcast::Sender<Heard>,
+) {
+    let listening = async {
+        loop {
+            if let Err(error) = session(&config, &tls, &said).await {
                 tracing::warn!(%error, "listening to the database was interrupted; connecting again");
             }
-            if said.send(Heard::Lost).is_err() {
-                return;
-            }
+            let _ = said.send(Heard::Lost);
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
-    });
-    heard
+    };
+    tokio::select! {
+        () = listening => {}
+        () = said.closed() => {}
+    }
 }
 
 /// A connection that dies without a word is noticed within twice this time.
@@ -49,8 +74,7 @@ const PING_EVERY: Duration = Duration::from_millis(500);
 async fn session(
     config: &tokio_postgres::Config,
     tls: &MakeRustlsConnect,
-    channels: &[&str],
-    said: &mpsc::UnboundedSender<Heard>,
+    said: &broadcast::Sender<Heard>,
 ) -> Result<()> {
     let lost = || Error::unavailable("the listening connection does not answer", 1);
     let connecting = tokio::time::timeout(Duration::from_secs(5), config.connect(tls.clone()));
@@ -68,27 +92,22 @@ async fn session(
             }
         }
     });
-    let commands: String = channels.iter().map(|channel| format!("listen {channel};")).collect();
+    let commands: String = CHANNELS.iter().map(|channel| format!("listen {channel};")).collect();
     tokio::time::timeout(Duration::from_secs(5), client.batch_execute(&commands))
         .await
         .map_err(|_| lost())??;
-    if said.send(Heard::Connected).is_err() {
-        return Ok(());
-    }
+    let _ = said.send(Heard::Connected);
     let mut ping = tokio::time::interval(PING_EVERY);
     loop {
         tokio::select! {
             notice = notices.recv() => {
                 let notice = notice.ok_or_else(lost)?;
                 let heard = Heard::Notice { channel: notice.channel().into(), payload: notice.payload().into() };
-                if said.send(heard).is_err() {
-                    return Ok(());
-                }
+                let _ = said.send(heard);
             }
             _ = ping.tick() => {
                 tokio::time::timeout(PING_EVERY, client.batch_execute("")).await.map_err(|_| lost())??;
             }
-            () = said.closed() => return Ok(()),
         }
     }
 }

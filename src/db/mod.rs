@@ -15,14 +15,20 @@ mod pool;
 mod select;
 mod tx;
 
-use std::{fmt, str::FromStr, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    str::FromStr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use anyhow::Context;
 use secrecy::{ExposeSecret, SecretString};
+use tokio::sync::broadcast;
 use tokio_postgres::config::SslMode;
 use uuid::Uuid;
 
-pub use listen::{Heard, Listener};
+pub use listen::{DIRECTORY, Heard, JOBS, Listener};
 pub use select::Select;
 pub use tokio_postgres::{Row, types::ToSql};
 pub use tx::{COMMIT_NOTE, PlatformTx, TenantTx, Tx};
@@ -68,6 +74,7 @@ pub struct Db {
     pool: Arc<pool::Pool>,
     /// Where to listen: past a pooler, which hands notices to nobody.
     listen: tokio_postgres::Config,
+    hub: Arc<Mutex<broadcast::WeakSender<Heard>>>,
 }
 
 impl Db {
@@ -75,7 +82,8 @@ impl Db {
     pub fn new(config: &DatabaseConfig) -> anyhow::Result<(Self, TenantDoor)> {
         let direct = config.listen_url.as_ref().unwrap_or(&config.url);
         let pool = Arc::new(pool::Pool::new(connection_config(&config.url)?, tls(config)?, config));
-        let db = Self { pool, listen: connection_config(direct)? };
+        let nobody = broadcast::channel(1).0.downgrade();
+        let db = Self { pool, listen: connection_config(direct)?, hub: Arc::new(Mutex::new(nobody)) };
         Ok((db.clone(), TenantDoor { db }))
     }
 
@@ -89,10 +97,18 @@ impl Db {
         self.pool.size()
     }
 
-    /// Listens on channels of the database, on a connection of its own that is opened again
-    /// whenever it breaks.
-    pub fn listen(&self, channels: &'static [&'static str]) -> Listener {
-        listen::listen(self.listen.clone(), self.pool.tls().clone(), channels)
+    /// Hears what is said on the channels of the database. All listeners of the process share one
+    /// connection, which is opened again whenever it breaks; whoever begins to listen later should
+    /// assume to have missed something.
+    pub fn listen(&self) -> Listener {
+        let mut hub = self.hub.lock().expect("nothing panics with the lock held");
+        if let Some(said) = hub.upgrade() {
+            return Listener::new(said.subscribe());
+        }
+        let (said, heard) = broadcast::channel(1024);
+        *hub = said.downgrade();
+        tokio::spawn(listen::listen(self.listen.clone(), self.pool.tls().clone(), said));
+        Listener::new(heard)
     }
 
     /// Creates the database that the configuration names, where the server lacks it.

@@ -3,7 +3,10 @@
 use tokio_postgres::{Row, types::ToSql};
 
 use super::Tx;
-use crate::{error::Result, page::Paging};
+use crate::{
+    error::Result,
+    page::{Paging, Stretch},
+};
 
 type Value<'a> = &'a (dyn ToSql + Sync);
 
@@ -41,6 +44,28 @@ impl<'a> Select<'a> {
             Some(value) => self.and(condition, value),
             None => self,
         }
+    }
+
+    /// The rows of one stretch of a growing list, by id, which grows with time, newest first.
+    pub async fn newest(mut self, tx: &Tx, stretch: &'a Stretch) -> Result<Vec<Row>> {
+        let (below, rows) = (stretch.below(), stretch.rows());
+        let n = self.values.len();
+        if below.is_some() {
+            self.conditions.push(format!("id < ${}", n + 1));
+        }
+        let filter = match self.conditions.is_empty() {
+            true => String::new(),
+            false => format!(" where {}", self.conditions.join(" and ")),
+        };
+        let limit = n + 1 + usize::from(below.is_some());
+        let sql =
+            format!("select {} from {}{filter} order by id desc limit ${limit}", self.columns, self.from);
+        let mut values: Vec<Value<'_>> = self.values.clone();
+        if let Some(below) = &below {
+            values.push(below);
+        }
+        values.push(&rows);
+        tx.query(&sql, &values).await
     }
 
     /// The rows of one page in this order, and how many rows there are in all. Both leave in one

@@ -1,7 +1,11 @@
 //! The front: request id, log line, security headers, conditional reads and compression; inside
 //! them time limit, panics and the one error shape. Everything else runs inside these.
 
-use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration, time::Instant};
+use std::{
+    panic::AssertUnwindSafe,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
 
 use futures_util::FutureExt;
 use poem::{
@@ -16,6 +20,7 @@ use super::{etag, payload};
 use crate::{
     app::App,
     error::{Code, Error},
+    limits::Verdict,
 };
 
 /// Answers shorter than this are sent as they are.
@@ -24,6 +29,32 @@ const WORTH_COMPRESSING: usize = 1024;
 /// The id by which a request is found in the log.
 #[derive(Clone)]
 pub struct RequestId(pub String);
+
+/// What rate limits said to a request; the gates write it, the front tells the caller.
+#[derive(Clone, Debug, Default)]
+pub struct Verdicts(Arc<Mutex<Vec<Verdict>>>);
+
+impl Verdicts {
+    pub fn add(&self, verdicts: Vec<Verdict>) {
+        self.0.lock().expect("nothing panics with the lock held").extend(verdicts);
+    }
+
+    /// The headers of draft-ietf-httpapi-ratelimit-headers.
+    fn tell(&self, headers: &mut HeaderMap) {
+        let verdicts = self.0.lock().expect("nothing panics with the lock held");
+        if verdicts.is_empty() {
+            return;
+        }
+        let list = |entry: fn(&Verdict) -> String| verdicts.iter().map(entry).collect::<Vec<_>>().join(", ");
+        for (name, value) in
+            [("ratelimit-policy", list(Verdict::policy_entry)), ("ratelimit", list(Verdict::limit_entry))]
+        {
+            if let Ok(value) = HeaderValue::from_str(&value) {
+                headers.insert(name, value);
+            }
+        }
+    }
+}
 
 /// The outermost endpoint.
 pub struct Front<E>(pub E);
@@ -42,6 +73,8 @@ impl<E: Endpoint<Output = Response>> Endpoint for Front<E> {
         let started = Instant::now();
         let id = request_id(&request);
         request.extensions_mut().insert(RequestId(id.clone()));
+        let verdicts = Verdicts::default();
+        request.extensions_mut().insert(verdicts.clone());
         let method = request.method().clone();
         let path = request.uri().path().to_owned();
         let wanted = Wanted::of(&request);
@@ -52,6 +85,7 @@ impl<E: Endpoint<Output = Response>> Endpoint for Front<E> {
         if let Ok(value) = HeaderValue::from_str(&id) {
             headers.insert("x-request-id", value);
         }
+        verdicts.tell(headers);
         secure(headers, &path);
         let response = wanted.apply(response);
         span.in_scope(|| {
@@ -141,7 +175,7 @@ fn secure(headers: &mut HeaderMap, path: &str) {
     headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));
     if path.starts_with("/api/") && !headers.contains_key(header::CACHE_CONTROL) {
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
-        let whose = HeaderValue::from_static("Authorization, X-Organization-Id, X-Tenant-Id");
+        let whose = HeaderValue::from_static("Authorization, X-API-Key, X-Organization-Id, X-Tenant-Id");
         headers.append(header::VARY, whose);
     }
 }

@@ -17,13 +17,14 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::{
+    client_address,
     front::{RequestId, shaped},
     host_name, payload,
 };
 use crate::{
     api::{self, Needs},
     app::App,
-    auth::{Member, Permission, User},
+    auth::{Counting, Member, Permission, Superuser, User},
     db::COMMIT_NOTE,
     error::{Code, Error, Result},
 };
@@ -49,7 +50,7 @@ impl<E: Endpoint> Endpoint for Idempotent<E> {
             return self.inner.call(request).await.map(IntoResponse::into_response);
         }
         let key = key(&request)?;
-        let Some(caller) = caller(&request).await else {
+        let Some(caller) = caller(&request, &self.app).await else {
             // Not let in, or nothing there: the handler says so, and nothing is stored.
             return self.inner.call(request).await.map(IntoResponse::into_response);
         };
@@ -82,18 +83,23 @@ fn key(request: &Request) -> Result<String> {
 
 /// Keys belong to whoever the operation's gate lets in now: what was answered once is not told again
 /// to somebody who has been shut out since. Those of public operations belong to an address.
-async fn caller(request: &Request) -> Option<String> {
+async fn caller(request: &Request, app: &App) -> Option<String> {
     match api::needs_of(request)? {
         Needs::Nothing => {
-            let address = request.remote_addr().as_socket_addr().map(|address| address.ip().to_string());
-            Some(format!("anonymous {}", address.unwrap_or_default()))
+            let address = client_address(request, &app.config.http.trusted_proxies);
+            Some(format!("anonymous {}", address.map(|address| address.to_string()).unwrap_or_default()))
         }
-        Needs::User => Some(User::enter(request).await.ok()?.id.to_string()),
+        Needs::User => Some(User::enter(request, Counting::No).await.ok()?.id.to_string()),
+        Needs::Superuser => Some(Superuser::enter(request, Counting::No).await.ok()?.0.id.to_string()),
         Needs::Permission(permission) => {
             // The one POST that deleted organizations take is the one that restores them.
             let including_deleted = permission == Permission::OrganizationDelete;
-            let member = Member::enter(request, permission, including_deleted).await.ok()?;
-            Some(member.user_id.to_string())
+            let member =
+                Member::enter(request, Some(permission), including_deleted, Counting::No).await.ok()?;
+            Some(match member.key {
+                Some(key) => format!("key {}", key.id),
+                None => member.user_id.to_string(),
+            })
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What bodies look like: read with serde, so that an error names the field, and documented by
 //! poem-openapi.
 
-use std::{sync::Arc, time::Duration};
+use std::{marker::PhantomData, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
@@ -182,6 +182,26 @@ pub struct Created<T> {
     pub value: T,
 }
 
+/// 202: it will be done.
+pub struct Accepted;
+
+/// 200 with a line of JSON for each object, sent as they are read.
+pub struct JsonLines<T>(poem::Body, PhantomData<T>);
+
+impl<T: Serialize + Send + 'static> JsonLines<T> {
+    pub fn new(stretches: impl Stream<Item = Result<Vec<T>, Error>> + Send + 'static) -> Self {
+        let lines = stretches.map(|stretch| {
+            let mut bytes = Vec::new();
+            for object in stretch.map_err(std::io::Error::other)? {
+                serde_json::to_writer(&mut bytes, &object)?;
+                bytes.push(b'\n');
+            }
+            std::io::Result::Ok(Bytes::from(bytes))
+        });
+        Self(poem::Body::from_bytes_stream(lines), PhantomData)
+    }
+}
+
 /// 204.
 pub struct NoContent;
 
@@ -289,6 +309,52 @@ impl<T: Serialize + Versioned + ToJSON> ApiResponse for Created<T> {
     }
 }
 
+impl IntoResponse for Accepted {
+    fn into_response(self) -> Response {
+        StatusCode::ACCEPTED.into()
+    }
+}
+
+impl ApiResponse for Accepted {
+    fn meta() -> MetaResponses {
+        without_body(202, "It will be done")
+    }
+
+    fn register(_registry: &mut Registry) {}
+}
+
+const JSON_LINES: &str = "application/x-ndjson";
+
+impl<T: Send> IntoResponse for JsonLines<T> {
+    fn into_response(self) -> Response {
+        Response::builder().header(header::CONTENT_TYPE, JSON_LINES).body(self.0)
+    }
+}
+
+impl<T: ToJSON> ApiResponse for JsonLines<T> {
+    fn meta() -> MetaResponses {
+        let mut meta = meta::<T>(200, "A line for each object", &[]);
+        meta.responses[0].content[0].content_type = JSON_LINES;
+        meta
+    }
+
+    fn register(registry: &mut Registry) {
+        T::register(registry);
+    }
+}
+
+fn without_body(status: u16, description: &'static str) -> MetaResponses {
+    MetaResponses {
+        responses: vec![MetaResponse {
+            description,
+            status: Some(status),
+            status_range: None,
+            content: Vec::new(),
+            headers: Vec::new(),
+        }],
+    }
+}
+
 impl IntoResponse for NoContent {
     fn into_response(self) -> Response {
         StatusCode::NO_CONTENT.into()
@@ -297,15 +363,7 @@ impl IntoResponse for NoContent {
 
 impl ApiResponse for NoContent {
     fn meta() -> MetaResponses {
-        MetaResponses {
-            responses: vec![MetaResponse {
-                description: "Done",
-                status: Some(204),
-                status_range: None,
-                content: Vec::new(),
-                headers: Vec::new(),
-            }],
-        }
+        without_body(204, "Done")
     }
 
     fn register(_registry: &mut Registry) {}

@@ -70,7 +70,15 @@ fn cors() -> Cors {
     Cors::new()
         .allow_credentials(false)
         .allow_methods([Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
-        .expose_headers(["x-request-id", "etag", "location", "retry-after", "idempotent-replayed"])
+        .expose_headers([
+            "x-request-id",
+            "etag",
+            "location",
+            "retry-after",
+            "idempotent-replayed",
+            "ratelimit",
+            "ratelimit-policy",
+        ])
         .max_age(600)
         .allow_origins_fn(|_| true)
 }

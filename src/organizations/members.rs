@@ -11,9 +11,11 @@ use uuid::Uuid;
 
 use crate::{
     api::Tag,
+    audit::{self, Changes},
     auth::{
-        self, Can, Permission, PermissionSet, Role,
+        self, Access, Can, Permission, PermissionSet, Role,
         permissions::{MembersManage, MembersRead},
+        withdraw,
     },
     db::{Row, Select, Tx},
     error::{Error, Result},
@@ -23,7 +25,7 @@ use crate::{
 };
 
 /// A member of an organization.
-#[derive(Debug, Serialize, Object)]
+#[derive(Clone, Debug, Serialize, Object)]
 #[oai(rename = "Member", example)]
 pub struct MemberView {
     pub user_id: Uuid,
@@ -155,7 +157,7 @@ impl MembersApi {
         let owners = lock_owners(&tx, &who).await?;
         let mut member = find(&tx, who.tenant.id(), user_id.0).await?;
         expected.check(member.version)?;
-        let before = member.role;
+        let before = member.clone();
         let held = PermissionSet::effective(member.role, &member.grants, &member.denials);
         change(&mut member.role, "role", to.0.role)?;
         change(&mut member.grants, "grants", to.0.grants)?;
@@ -165,7 +167,7 @@ impl MembersApi {
             list.sort();
             list.dedup();
         }
-        may_change(&who, before)?;
+        may_change(&who, before.role)?;
         may_change(&who, member.role)?;
         let now_held = PermissionSet::effective(member.role, &member.grants, &member.denials);
         if let Some(more) = now_held.iter().find(|p| !held.contains(*p) && !who.may(*p)) {
@@ -181,7 +183,14 @@ impl MembersApi {
         }
         member.permissions = now_held.iter().collect();
         member.version += 1;
-        store(&tx, who.tenant.id(), &member, who.app.clock.now()).await?;
+        let organization = who.tenant.id();
+        store(&tx, organization, &member, who.app.clock.now()).await?;
+        if before.is_active && !member.is_active {
+            let lost = Access::Membership { organization, user: member.user_id };
+            withdraw(&tx, &who.app, lost, "deactivated").await?;
+        }
+        let changes = Changes::between(&before, &member);
+        audit::record(&tx, &who.app, &*who, "member.updated", member.user_id, changes).await?;
         tx.commit().await?;
         Ok(Single(member))
     }
@@ -205,11 +214,10 @@ impl MembersApi {
         expected.check(member.version)?;
         may_change(&who, member.role)?;
         somebody_owns(&owners, member.user_id)?;
-        tx.execute(
-            "delete from platform.organization_members where organization_id = $1 and user_id = $2",
-            &[&who.tenant.id(), &member.user_id],
-        )
-        .await?;
+        let (organization, user) = (who.tenant.id(), member.user_id);
+        delete(&tx, organization, user).await?;
+        withdraw(&tx, &who.app, Access::Membership { organization, user }, "removed").await?;
+        audit::record(&tx, &who.app, &*who, "member.removed", user, Changes::deleted(&member)).await?;
         tx.commit().await?;
         Ok(NoContent)
     }
@@ -223,7 +231,7 @@ fn may_change(who: &auth::Member, role: Role) -> Result<()> {
 }
 
 /// Refuses what would leave the organization without an active owner.
-fn somebody_owns(owners: &[Uuid], without: Uuid) -> Result<()> {
+pub(super) fn somebody_owns(owners: &[Uuid], without: Uuid) -> Result<()> {
     if owners.iter().any(|owner| *owner != without) {
         return Ok(());
     }
@@ -232,7 +240,7 @@ fn somebody_owns(owners: &[Uuid], without: Uuid) -> Result<()> {
 
 /// The active owners, locked: two of them cannot leave at the same time. Whoever was waited for may
 /// have changed what the caller is, so that is looked at again.
-async fn lock_owners(tx: &Tx, who: &auth::Member) -> Result<Vec<Uuid>> {
+pub(super) async fn lock_owners(tx: &Tx, who: &auth::Member) -> Result<Vec<Uuid>> {
     let rows = tx
         .query(
             "select m.user_id from platform.organization_members m join platform.users u on u.id = m.user_id \
@@ -291,6 +299,16 @@ pub async fn insert(tx: &Tx, organization: Uuid, user: Uuid, role: Role, now: Da
         "insert into platform.organization_members (organization_id, user_id, role, joined_at, updated_at) \
          values ($1, $2, $3, $4, $4)",
         &[&organization, &user, &role, &now],
+    )
+    .await?;
+    Ok(())
+}
+
+/// Ends a membership.
+pub(super) async fn delete(tx: &Tx, organization: Uuid, user: Uuid) -> Result<()> {
+    tx.execute(
+        "delete from platform.organization_members where organization_id = $1 and user_id = $2",
+        &[&organization, &user],
     )
     .await?;
     Ok(())

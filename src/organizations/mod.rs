@@ -1,6 +1,10 @@
 //! Organizations: the tenants, who belongs to them, and how they want things.
 
+pub mod api_keys;
+pub mod domains;
+pub mod invitations;
 pub mod members;
+pub mod ownership;
 pub mod settings;
 
 use std::sync::LazyLock;
@@ -17,11 +21,13 @@ use uuid::Uuid;
 use crate::{
     api::Tag,
     app::App,
+    audit::{self, Actor, Changes},
     auth::{
         Can, Role, User,
         permissions::{OrganizationDelete, OrganizationRead, SettingsManage},
         sealing::random,
     },
+    billing::Plan,
     db::{Row, Select, TenantTx, Tx},
     error::{Code, Error, OnConstraint, Result},
     http::{Body, Created, IfMatch, Json, NoContent, Single, Versioned},
@@ -44,7 +50,7 @@ text_enum! {
 }
 
 /// An organization, as one of its members sees it.
-#[derive(Debug, Serialize, Object)]
+#[derive(Clone, Debug, Serialize, Object)]
 #[oai(example)]
 pub struct Organization {
     pub id: Uuid,
@@ -57,7 +63,9 @@ pub struct Organization {
     pub country_code: Option<Country>,
     pub timezone: Timezone,
     pub logo_url: Option<WebUrl>,
-    pub plan: String,
+    pub plan: Plan,
+    /// Whether members need a second factor.
+    pub require_mfa: bool,
     pub status: OrganizationStatus,
     /// What the caller is in it.
     pub role: Role,
@@ -88,7 +96,8 @@ impl Example for Organization {
             country_code: Some(example("SG")),
             timezone: example("Asia/Singapore"),
             logo_url: None,
-            plan: "free".into(),
+            plan: Plan::Free,
+            require_mfa: false,
             status: OrganizationStatus::Active,
             role: Role::Owner,
             created_at: example_time(),
@@ -147,6 +156,8 @@ pub struct OrganizationChange {
     pub size_range: MaybeUndefined<Text<1, 50>>,
     pub country_code: MaybeUndefined<Country>,
     pub timezone: MaybeUndefined<Timezone>,
+    /// Members without a second factor can then do nothing but set one up.
+    pub require_mfa: MaybeUndefined<bool>,
 }
 
 impl Example for OrganizationChange {
@@ -165,7 +176,7 @@ impl OrganizationsApi {
     #[oai(path = "/organizations", method = "post", operation_id = "create_organization")]
     async fn create(&self, who: User, new: Body<NewOrganization>) -> Result<Created<Organization>> {
         let (tx, _) = fleet::begin_new_tenant(&who.app.db, &who.app.directory).await?;
-        let organization = insert(&tx, &who.app, who.id, new.0).await?;
+        let organization = insert(&tx, &who.app, &Actor::from(&who), new.0).await?;
         tx.commit().await?;
         who.app.directory.forget(organization.id);
         Ok(Created { location: format!("/api/v1/organizations/{}", organization.id), value: organization })
@@ -217,11 +228,19 @@ impl OrganizationsApi {
         lock(&tx, who.tenant.id()).await?;
         let mut organization = find(&tx, who.tenant.id(), who.user_id).await?;
         expected.check(organization.version)?;
+        let before = organization.clone();
         apply(&mut organization, to.0)?;
+        if organization.require_mfa && !before.require_mfa && !has_mfa(&tx, who.user_id).await? {
+            return Err(Error::conflict(
+                "Set up a second factor of your own first, or you would be locked out.",
+            ));
+        }
         organization.updated_at = who.app.clock.now();
         organization.version += 1;
         store(&tx, &organization).await?;
         tenancy::changed(&tx, organization.id).await?;
+        let changes = Changes::between(&before, &organization);
+        audit::record(&tx, &who.app, &*who, "organization.updated", organization.id, changes).await?;
         tx.commit().await?;
         who.app.directory.forget(organization.id);
         Ok(Single(organization))
@@ -245,6 +264,7 @@ impl OrganizationsApi {
         }
         expected.check(organization.version)?;
         set_deleted(&tx, &who.app, organization.id, Some(who.app.clock.now())).await?;
+        audit::record(&tx, &who.app, &*who, "organization.deleted", organization.id, Changes::none()).await?;
         tx.commit().await?;
         who.app.directory.forget(organization.id);
         Ok(NoContent)
@@ -271,6 +291,8 @@ impl OrganizationsApi {
             return Err(tenancy::unknown());
         }
         set_deleted(&tx, &who.app, organization.id, None).await?;
+        audit::record(&tx, &who.app, &*who, "organization.restored", organization.id, Changes::none())
+            .await?;
         let organization = find(&tx, organization.id, who.user_id).await?;
         tx.commit().await?;
         who.app.directory.forget(organization.id);
@@ -279,7 +301,7 @@ impl OrganizationsApi {
 }
 
 const COLUMNS: &str = "o.id, o.slug, o.name, o.description, o.industry, o.size_range, o.country_code, o.timezone, \
-     o.logo_url, o.plan, o.status, m.role, o.version, o.created_at, o.updated_at, o.deleted_at";
+     o.logo_url, o.plan, o.require_mfa, o.status, m.role, o.version, o.created_at, o.updated_at, o.deleted_at";
 const FROM: &str =
     "platform.organizations o join platform.organization_members m on m.organization_id = o.id";
 
@@ -295,6 +317,7 @@ fn from_row(row: &Row) -> Result<Organization> {
         timezone: row.try_get("timezone")?,
         logo_url: row.try_get("logo_url")?,
         plan: row.try_get("plan")?,
+        require_mfa: row.try_get("require_mfa")?,
         status: row.try_get("status")?,
         role: row.try_get("role")?,
         version: row.try_get("version")?,
@@ -309,14 +332,21 @@ async fn find(tx: &Tx, id: Uuid, user: Uuid) -> Result<Organization> {
     from_row(&tx.query_opt(&sql, &[&id, &user]).await?.ok_or_else(tenancy::unknown)?)
 }
 
+async fn has_mfa(tx: &Tx, user: Uuid) -> Result<bool> {
+    let sql = "select mfa_enabled_at is not null from platform.users where id = $1";
+    Ok(tx.query_one(sql, &[&user]).await?.try_get(0)?)
+}
+
 async fn lock(tx: &Tx, id: Uuid) -> Result<()> {
-    tx.query("select id from platform.organizations where id = $1 for update", &[&id]).await?;
+    tx.query("select id from platform.organizations where id = $1 for no key update", &[&id]).await?;
     Ok(())
 }
 
 /// Makes the organization that `fleet::begin_new_tenant` has begun.
-pub async fn insert(tx: &TenantTx, app: &App, owner: Uuid, new: NewOrganization) -> Result<Organization> {
+pub async fn insert(tx: &TenantTx, app: &App, owner: &Actor, new: NewOrganization) -> Result<Organization> {
     let id = tx.organization();
+    let who = owner;
+    let owner = who.id.ok_or_else(|| Error::internal("an organization is made for a user"))?;
     let now = app.clock.now();
     let given = new.slug.is_some();
     let mut slug = match new.slug {
@@ -365,7 +395,10 @@ pub async fn insert(tx: &TenantTx, app: &App, owner: Uuid, new: NewOrganization)
     }
     members::insert(tx, id, owner, Role::Owner, now).await?;
     tenancy::changed(tx, id).await?;
-    find(tx, id, owner).await
+    let organization = find(tx, id, owner).await?;
+    let changes = Changes::created(&organization);
+    audit::record(tx, app, who.clone(), "organization.created", id, changes).await?;
+    Ok(organization)
 }
 
 fn reserved(slug: &Slug) -> Error {
@@ -392,6 +425,7 @@ fn apply(organization: &mut Organization, to: OrganizationChange) -> Result<()> 
     change(&mut organization.name, "name", to.name)?;
     change(&mut organization.slug, "slug", to.slug)?;
     change(&mut organization.timezone, "timezone", to.timezone)?;
+    change(&mut organization.require_mfa, "require_mfa", to.require_mfa)?;
     change_optional(&mut organization.description, to.description);
     change_optional(&mut organization.industry, to.industry);
     change_optional(&mut organization.size_range, to.size_range);
@@ -402,7 +436,7 @@ fn apply(organization: &mut Organization, to: OrganizationChange) -> Result<()> 
 async fn store(tx: &Tx, organization: &Organization) -> Result<()> {
     tx.execute(
         "update platform.organizations set slug = $2, name = $3, description = $4, industry = $5, size_range = $6, \
-         country_code = $7, timezone = $8, version = $9, updated_at = $10 where id = $1",
+         country_code = $7, timezone = $8, require_mfa = $9, version = $10, updated_at = $11 where id = $1",
         &[
             &organization.id,
             &organization.slug,
@@ -412,6 +446,7 @@ async fn store(tx: &Tx, organization: &Organization) -> Result<()> {
             &organization.size_range,
             &organization.country_code,
             &organization.timezone,
+            &organization.require_mfa,
             &organization.version,
             &organization.updated_at,
         ],

@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::{
     api::Tag,
+    audit::{self, Changes},
     auth::{
         Can,
         permissions::{OrganizationRead, SettingsManage},
@@ -31,7 +32,7 @@ text_enum! {
 }
 
 /// Settings of an organization.
-#[derive(Debug, Serialize, Object)]
+#[derive(Clone, Debug, Serialize, Object)]
 #[oai(example)]
 pub struct Settings {
     pub default_currency: Currency,
@@ -106,6 +107,7 @@ impl SettingsApi {
         let tx = who.begin().await?;
         let mut settings = find(&tx, true).await?;
         expected.check(settings.version)?;
+        let before = settings.clone();
         change(&mut settings.default_currency, "default_currency", to.0.default_currency)?;
         change(&mut settings.week_starts_on, "week_starts_on", to.0.week_starts_on)?;
         change(&mut settings.date_format, "date_format", to.0.date_format)?;
@@ -122,6 +124,8 @@ impl SettingsApi {
             ],
         )
         .await?;
+        let changes = Changes::between(&before, &settings);
+        audit::record(&tx, &who.app, &*who, "settings.updated", who.tenant.id(), changes).await?;
         tx.commit().await?;
         Ok(Single(settings))
     }

@@ -18,11 +18,10 @@ use uuid::Uuid;
 
 use super::{Entry, Tenant};
 use crate::{
-    db::{Db, Heard, Schema, TenantDoor, Tx},
+    db::{DIRECTORY, Db, Heard, Schema, TenantDoor, Tx},
     error::Result,
 };
 
-const CHANNEL: &str = "rowhouse_directory";
 /// A notice that got lost all the same is made good after this long.
 const MAX_AGE: Duration = Duration::from_secs(60);
 const MAX_ENTRIES: usize = 50_000;
@@ -31,7 +30,7 @@ const MAX_UNKNOWN: usize = 5_000;
 
 /// Tells every instance that something about an organization has changed; heard after commit.
 pub async fn changed(tx: &Tx, organization: Uuid) -> Result<()> {
-    tx.query("select pg_notify($1, $2)", &[&CHANNEL, &organization.to_string()]).await?;
+    tx.query("select pg_notify($1, $2)", &[&DIRECTORY, &organization.to_string()]).await?;
     Ok(())
 }
 
@@ -73,9 +72,9 @@ impl Directory {
 
     /// Hears of changes, which makes caching safe, until it is dropped.
     pub async fn listen(&self) {
-        let mut heard = self.db.listen(&[CHANNEL]);
-        while let Some(news) = heard.recv().await {
-            match news {
+        let mut heard = self.db.listen();
+        loop {
+            match heard.next().await {
                 Heard::Connected => {
                     self.cache.clear();
                     self.cache.listening.store(true, Ordering::SeqCst);
@@ -84,6 +83,7 @@ impl Directory {
                     self.cache.listening.store(false, Ordering::SeqCst);
                     self.cache.clear();
                 }
+                Heard::Notice { channel, .. } if channel != DIRECTORY => {}
                 Heard::Notice { payload, .. } => match payload.parse() {
                     Ok(organization) => self.cache.forget(organization),
                     Err(_) => self.cache.clear(),
@@ -115,7 +115,7 @@ impl Directory {
     }
 
     async fn load(&self, key: &Key) -> Result<Option<Entry>> {
-        const ENTRY: &str = "select o.id, o.schema_id, o.status = 'suspended' as suspended, \
+        const ENTRY: &str = "select o.id, o.schema_id, o.plan, o.require_mfa, o.status = 'suspended' as suspended, \
              o.deleted_at is not null as deleted from platform.organizations o";
         let tx = self.db.begin().await?;
         let row = match key {
@@ -133,6 +133,8 @@ impl Directory {
             Ok(Entry {
                 id: row.try_get("id")?,
                 schema: Schema::new(row.try_get("schema_id")?),
+                plan: row.try_get("plan")?,
+                requires_mfa: row.try_get("require_mfa")?,
                 suspended: row.try_get("suspended")?,
                 deleted: row.try_get("deleted")?,
             })

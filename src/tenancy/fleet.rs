@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::{Directory, Entry, Tenant, directory::Key};
 use crate::{
     app::App,
+    billing::Plan,
     db::{
         Db, PlatformTx, Schema, TenantTx, Tx,
         migrations::{self, Set, tenant_sets},
@@ -41,7 +42,8 @@ pub async fn begin_new_tenant(db: &Db, directory: &Directory) -> Result<(TenantT
     let id = Uuid::now_v7();
     let (tx, schema) = begin_with_schema(db, directory).await?;
     let tx = directory.door.enter(tx, schema, id).await?;
-    let entry = Entry { id, schema, suspended: false, deleted: false };
+    let (plan, requires_mfa) = (Plan::Free, false);
+    let entry = Entry { id, schema, plan, requires_mfa, suspended: false, deleted: false };
     Ok((tx, Tenant { entry: Arc::new(entry), door: directory.door.clone() }))
 }
 
@@ -73,6 +75,11 @@ async fn build_spare(directory: &Directory, sets: &[Set]) -> Result<Schema> {
     }
     tx.commit_aside().await?;
     Ok(schema)
+}
+
+/// The organization of this id, for work that is not done for a request.
+pub async fn tenant_by_id(directory: &Directory, id: Uuid) -> Result<Option<Tenant>> {
+    directory.find(&Key::Id(id)).await
 }
 
 /// Keeps spare schemas in stock until the process ends: looks when one was taken, and once a minute.

@@ -15,7 +15,8 @@ pub use directory::{Directory, changed};
 pub use resolve::{RESERVED, is_domain, resolve};
 
 use crate::{
-    db::{Schema, TenantDoor, TenantTx},
+    billing::Plan,
+    db::{PlatformTx, Schema, TenantDoor, TenantTx},
     error::{Code, Error, Result},
 };
 
@@ -31,6 +32,8 @@ pub struct Tenant {
 struct Entry {
     id: Uuid,
     schema: Schema,
+    plan: Plan,
+    requires_mfa: bool,
     suspended: bool,
     deleted: bool,
 }
@@ -40,12 +43,26 @@ impl Tenant {
         self.entry.id
     }
 
+    pub fn plan(&self) -> Plan {
+        self.entry.plan
+    }
+
+    /// Whether members need a second factor.
+    pub fn requires_mfa(&self) -> bool {
+        self.entry.requires_mfa
+    }
+
     pub fn is_suspended(&self) -> bool {
         self.entry.suspended
     }
 
     pub fn is_deleted(&self) -> bool {
         self.entry.deleted
+    }
+
+    /// Takes a transaction on into the organization's schema.
+    pub async fn enter(&self, tx: PlatformTx) -> Result<TenantTx> {
+        self.door.enter(tx, self.entry.schema, self.entry.id).await
     }
 
     /// Opens a transaction in the organization's schema.

@@ -2,6 +2,7 @@
 //! endpoint is about an organization. All that are given must agree.
 
 use poem::Request;
+use uuid::Uuid;
 
 use super::{Tenant, directory::Key, unknown};
 use crate::{
@@ -71,10 +72,11 @@ pub const RESERVED: &[&str] = &[
     "www",
 ];
 
-/// The organization that a request is for.
-pub async fn resolve(request: &Request, app: &App) -> Result<Tenant> {
+/// The organization that a request is for. An API key names one too: its `own`.
+pub async fn resolve(request: &Request, app: &App, own: Option<Uuid>) -> Result<Tenant> {
     let mut named: Vec<Option<Tenant>> = Vec::new();
-    for key in keys(request, &app.config.http.base_domain)? {
+    let own = own.map(|id| Some(Key::Id(id)));
+    for key in keys(request, &app.config.http.base_domain)?.into_iter().chain(own) {
         let found = match &key {
             Some(key) => app.directory.find(key).await?,
             None => None,

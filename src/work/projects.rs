@@ -13,6 +13,7 @@ use uuid::Uuid;
 use super::Priority;
 use crate::{
     api::Tag,
+    audit::{self, Changes},
     auth::{
         Can, Member, Permission,
         permissions::{ProjectsRead, ProjectsWriteOwn},
@@ -35,7 +36,7 @@ text_enum! {
 }
 
 /// A project.
-#[derive(Debug, Serialize, Object)]
+#[derive(Clone, Debug, Serialize, Object)]
 #[oai(example)]
 pub struct Project {
     pub id: Uuid,
@@ -231,15 +232,17 @@ impl ProjectsApi {
         let tx = who.begin().await?;
         let mut project = find_to_change(&tx, &who, project_id.0).await?;
         expected.check(project.version)?;
-        let (owner, before) = (project.owner_id, project.member_ids.clone());
+        let before = project.clone();
         apply(&mut project, to.0)?;
-        if project.owner_id != owner {
+        if project.owner_id != before.owner_id {
             may_write(&who, project.owner_id)?;
         }
-        check(&tx, &mut project, &[&before[..], &[owner]].concat()).await?;
+        check(&tx, &mut project, &[&before.member_ids[..], &[before.owner_id]].concat()).await?;
         project.updated_at = who.app.clock.now();
         project.version += 1;
         store(&tx, &project).await?;
+        let changes = Changes::between(&before, &project);
+        audit::record(&tx, &who.app, &*who, "project.updated", project.id, changes).await?;
         tx.commit().await?;
         Ok(Single(project))
     }
@@ -262,6 +265,8 @@ impl ProjectsApi {
         let project = find_to_change(&tx, &who, project_id.0).await?;
         expected.check(project.version)?;
         tx.execute("delete from projects where id = $1", &[&project.id]).await?;
+        audit::record(&tx, &who.app, &*who, "project.deleted", project.id, Changes::deleted(&project))
+            .await?;
         tx.commit().await?;
         Ok(NoContent)
     }
@@ -386,6 +391,7 @@ pub async fn insert(tx: &TenantTx, who: &Member, new: NewProject) -> Result<Proj
         project.slug = project.slug.with_suffix(&bytes.map(|byte| format!("{byte:02x}")).concat());
     }
     store_members(tx, &project).await?;
+    audit::record(tx, &who.app, who, "project.created", project.id, Changes::created(&project)).await?;
     Ok(project)
 }
 

@@ -12,6 +12,7 @@ use uuid::Uuid;
 use super::{Priority, projects};
 use crate::{
     api::Tag,
+    audit::{self, Changes},
     auth::{
         Can, Member, Permission,
         permissions::{TasksRead, TasksWriteOwn},
@@ -32,7 +33,7 @@ text_enum! {
 type Title = Text<1, 200>;
 
 /// A task.
-#[derive(Debug, Serialize, Object)]
+#[derive(Clone, Debug, Serialize, Object)]
 #[oai(example)]
 pub struct Task {
     pub id: Uuid,
@@ -239,15 +240,17 @@ impl TasksApi {
         expected.check(task.version)?;
         let counted = counts(&task);
         let now = who.app.clock.now();
-        let before = task.assignee_ids.clone();
+        let before = task.clone();
         apply(&mut task, to.0, now)?;
-        check(&tx, &mut task, &before).await?;
+        check(&tx, &mut task, &before.assignee_ids).await?;
         task.updated_at = now;
         task.version += 1;
         store(&tx, &task).await?;
         if counts(&task) != counted {
             projects::update_progress(&tx, task.project_id, now).await?;
         }
+        let changes = Changes::between(&before, &task);
+        audit::record(&tx, &who.app, &*who, "task.updated", task.id, changes).await?;
         tx.commit().await?;
         Ok(Single(task))
     }
@@ -267,6 +270,7 @@ impl TasksApi {
         if counts(&task) != 0.0 {
             projects::update_progress(&tx, task.project_id, who.app.clock.now()).await?;
         }
+        audit::record(&tx, &who.app, &*who, "task.deleted", task.id, Changes::deleted(&task)).await?;
         tx.commit().await?;
         Ok(NoContent)
     }
@@ -381,6 +385,7 @@ pub async fn insert(tx: &TenantTx, who: &Member, new: NewTask) -> Result<Task> {
     if counts(&task) != 0.0 {
         projects::update_progress(tx, task.project_id, now).await?;
     }
+    audit::record(tx, &who.app, who, "task.created", task.id, Changes::created(&task)).await?;
     Ok(task)
 }
 

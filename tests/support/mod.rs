@@ -1,6 +1,10 @@
 //! A server to test, and people who use it.
 
+pub mod dns;
+pub mod smtp;
+
 use std::{
+    net::SocketAddr,
     sync::{
         Arc, LazyLock,
         atomic::{AtomicUsize, Ordering},
@@ -19,7 +23,7 @@ use rowhouse::{
     http,
 };
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, runtime::Runtime};
+use tokio::{net::TcpListener, runtime::Runtime, task::AbortHandle};
 use uuid::Uuid;
 
 pub const PASSWORD: &str = "Correct-Horse-7-Battery";
@@ -39,7 +43,18 @@ static POSTGRES: LazyLock<PrivatePostgres> = LazyLock::new(|| {
     })
 });
 
+/// Where mail goes, and where domains are looked up.
+static SMTP: LazyLock<SocketAddr> = LazyLock::new(|| on_the_servers_runtime(smtp::serve()));
+static DNS: LazyLock<SocketAddr> = LazyLock::new(|| on_the_servers_runtime(dns::serve()));
+
 static SHARED: LazyLock<TestApp> = LazyLock::new(|| on_the_servers_runtime(TestApp::start_with(|_| {})));
+
+/// Starts what every server needs; not from within the runtime that it is started on.
+fn ready() {
+    LazyLock::force(&POSTGRES);
+    LazyLock::force(&SMTP);
+    LazyLock::force(&DNS);
+}
 
 fn on_the_servers_runtime<T: Send>(work: impl Future<Output = T> + Send) -> T {
     std::thread::scope(|scope| scope.spawn(|| RUNTIME.block_on(work)).join().expect("starting the server"))
@@ -52,25 +67,38 @@ pub struct TestApp {
     /// `http://127.0.0.1:port`
     pub base: String,
     pub http: reqwest::Client,
+    /// Dropped with the last clone.
+    #[allow(dead_code)]
+    pub running: Arc<Running>,
+}
+
+/// Ends a server when nobody uses it any more.
+pub struct Running(Vec<AbortHandle>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.iter().for_each(AbortHandle::abort);
+    }
 }
 
 impl TestApp {
     /// The server that most tests share; organizations keep them apart.
     pub fn shared() -> Self {
+        ready();
         // A client belongs to the runtime of the test that uses it.
         Self { http: client(), ..SHARED.clone() }
     }
 
     /// A server with a database and a configuration of its own.
     pub fn with(change: impl FnOnce(&mut Config) + Send) -> Self {
-        LazyLock::force(&POSTGRES);
+        ready();
         Self { http: client(), ..on_the_servers_runtime(Self::start_with(change)) }
     }
 
     /// The address of a new, empty database.
     pub fn fresh_database() -> String {
         let name = format!("test_{}", Uuid::now_v7().simple());
-        LazyLock::force(&POSTGRES);
+        ready();
         let config = configuration(&name);
         on_the_servers_runtime(async { Db::create_database_if_missing(&config.database).await.unwrap() });
         database_url(&name)
@@ -93,14 +121,12 @@ impl TestApp {
 
     async fn serve(config: Config) -> Self {
         let app = App::new(config, Clock::default()).unwrap();
-        app.keys.load(app.clock.now()).await.unwrap();
-        let listening = app.clone();
-        RUNTIME.spawn(async move { listening.directory.listen().await });
-        RUNTIME.spawn(rowhouse::tenancy::fleet::keep_spares(app.clone()));
+        let background = RUNTIME.spawn(app.start().await.unwrap().join_all());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base = format!("http://{}", listener.local_addr().unwrap());
-        RUNTIME.spawn(http::serve(app.clone(), listener, std::future::pending()));
-        Self { app, base, http: client() }
+        let server = RUNTIME.spawn(http::serve(app.clone(), listener, std::future::pending()));
+        let running = Arc::new(Running(vec![background.abort_handle(), server.abort_handle()]));
+        Self { app, base, http: client(), running }
     }
 
     /// Somebody without credentials.
@@ -128,9 +154,18 @@ impl TestApp {
         }
     }
 
-    /// A new organization with its owner.
+    /// A new account of the platform's staff.
+    pub async fn superuser(&self) -> Person {
+        let person = self.person().await;
+        let raise = "update platform.users set is_superuser = true, mfa_enabled_at = now() where id";
+        self.sql(&format!("{raise} = '{}'", person.id)).await;
+        person
+    }
+
+    /// A new organization with its owner, whose address is verified.
     pub async fn team(&self) -> Team {
         let owner = self.register(json!({"organization_name": "Test Team"})).await;
+        self.verify(&owner).await;
         let (id, slug) =
             (owner.organization["id"].as_str().unwrap(), owner.organization["slug"].as_str().unwrap());
         Team {
@@ -140,6 +175,19 @@ impl TestApp {
             owner: owner.client.within(id),
             founder: owner,
         }
+    }
+
+    /// As if the mail had been answered.
+    pub async fn verify(&self, person: &Person) {
+        let sql = format!("update platform.users set email_verified_at = now() where id = '{}'", person.id);
+        self.sql(&sql).await;
+    }
+
+    /// The first mail of this kind to somebody, waiting for it.
+    pub async fn mail(&self, to: &str, subject: &str) -> smtp::Mail {
+        let find = || smtp::sent_to(to).into_iter().rfind(|mail| mail.subject.contains(subject));
+        within(5, &format!("mail to {to}: {subject}"), || async { find().is_some() }).await;
+        find().unwrap()
     }
 
     /// Runs a statement on the platform tables.
@@ -193,8 +241,14 @@ pub fn configuration(database: &str) -> Config {
     use confique::Config as _;
     let text = format!(
         "[database]\nurl = {:?}\npool_size = 4\n[auth]\nsecret_key = \"AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\"\n\
-         [tenancy]\nspare_schemas = 2\n",
-        database_url(database)
+         lockout_attempts = 1000\n\
+         [limits]\nanonymous = \"off\"\nuser = \"off\"\norganization = \"off\"\nregister = \"off\"\nlogin = \"off\"\n\
+         change_password = \"off\"\npassword_reset = \"off\"\n\
+         [mail]\nsmtp_url = \"smtp://{}\"\n\
+         [tenancy]\nspare_schemas = 2\ndns_server = \"{}\"\n",
+        database_url(database),
+        *SMTP,
+        *DNS,
     );
     let layer: <Config as confique::Config>::Layer = toml::from_str(&text).unwrap();
     Config::builder().preloaded(layer).load().unwrap()
@@ -237,6 +291,7 @@ impl Team {
     /// A new account that joins in this role; its client is within the organization.
     pub async fn join(&self, role: Role) -> Person {
         let mut person = self.app.person().await;
+        self.app.verify(&person).await;
         self.add(&person, role).await;
         person.client = person.client.within(&self.id);
         person
@@ -248,6 +303,17 @@ impl Team {
                 "insert into platform.organization_members (organization_id, user_id, role, joined_at, updated_at) \
                  values ('{}', '{}', '{role}', now(), now())",
                 self.id, person.id
+            ))
+            .await;
+    }
+
+    /// Puts the organization on a plan.
+    pub async fn plan(&self, plan: &str) {
+        self.app
+            .sql(&format!(
+                "with changed as (update platform.organizations set plan = '{plan}' where id = '{}' returning id) \
+                 select pg_notify('rowhouse_directory', id::text) from changed",
+                self.id
             ))
             .await;
     }

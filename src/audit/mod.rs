@@ -1,0 +1,214 @@
+//! The audit log: who did what, written in the transaction of the change, and sealed into a chain.
+//!
+//! An entry is written with the change that it tells of, and nobody waits for anybody to do it. A job
+//! that follows gives each entry its place in the organization's chain and a seal: a MAC over the
+//! seal before it and the entry. Whoever changes or removes a sealed entry, also with full rights on
+//! the database, cannot make the seals fit without the service's key.
+
+mod api;
+mod seal;
+
+use futures_util::join;
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+use uuid::Uuid;
+
+pub use api::{AuditApi, AuditEntry, PlatformAuditEntry, entry_from_row};
+pub use seal::{Verdict, keep_sealing, seal_pending, verify};
+
+use crate::{
+    app::App,
+    auth::{Member, Origin, Superuser, User},
+    db::{TenantTx, ToSql, Tx},
+    error::Result,
+    types::text_enum,
+};
+
+text_enum! {
+    /// Who acted.
+    ActorKind {
+        User = "user",
+        /// A program with a key; `actor_id` is whoever made the key.
+        ApiKey = "api_key",
+        /// Staff of the platform.
+        Superuser = "superuser",
+        /// The service itself, or an operator at its command line.
+        System = "system",
+    }
+}
+
+/// Who acts, and from where.
+#[derive(Clone, Debug)]
+pub struct Actor {
+    pub id: Option<Uuid>,
+    pub kind: ActorKind,
+    pub key: Option<Uuid>,
+    pub origin: Origin,
+}
+
+impl Actor {
+    pub fn user(id: Uuid, origin: Origin) -> Self {
+        Self { id: Some(id), kind: ActorKind::User, key: None, origin }
+    }
+
+    /// The command line.
+    pub fn system() -> Self {
+        Self { id: None, kind: ActorKind::System, key: None, origin: Origin::default() }
+    }
+}
+
+impl From<&Member> for Actor {
+    fn from(who: &Member) -> Self {
+        let kind = if who.key.is_some() { ActorKind::ApiKey } else { ActorKind::User };
+        Self { id: Some(who.user_id), kind, key: who.key.map(|key| key.id), origin: who.origin.clone() }
+    }
+}
+
+impl From<&User> for Actor {
+    fn from(who: &User) -> Self {
+        Self::user(who.id, who.origin.clone())
+    }
+}
+
+impl From<&Superuser> for Actor {
+    fn from(who: &Superuser) -> Self {
+        Self { kind: ActorKind::Superuser, ..Self::from(&who.0) }
+    }
+}
+
+/// What an act changed, field by field: `{"name": {"before": …, "after": …}}`.
+pub struct Changes(Value);
+
+impl Changes {
+    pub fn none() -> Self {
+        Self(json!({}))
+    }
+
+    pub fn created(after: &impl Serialize) -> Self {
+        Self::between(&Value::Null, after)
+    }
+
+    pub fn deleted(before: &impl Serialize) -> Self {
+        Self::between(before, &Value::Null)
+    }
+
+    pub fn between(before: &impl Serialize, after: &impl Serialize) -> Self {
+        let fields = |value: Result<Value, _>| match value {
+            Ok(Value::Object(fields)) => fields,
+            _ => Map::new(),
+        };
+        let (before, after) = (fields(serde_json::to_value(before)), fields(serde_json::to_value(after)));
+        let names: std::collections::BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+        let mut changes = Map::new();
+        for name in names.into_iter().filter(|name| *name != "updated_at") {
+            let (old, new) = (before.get(name), after.get(name));
+            if old.unwrap_or(&Value::Null) != new.unwrap_or(&Value::Null) {
+                let show = |value: Option<&Value>| match value {
+                    Some(value) if is_secret(name) && !value.is_null() => json!("********"),
+                    other => other.cloned().unwrap_or_default(),
+                };
+                changes.insert(name.clone(), json!({"before": show(old), "after": show(new)}));
+            }
+        }
+        Self(Value::Object(changes))
+    }
+}
+
+fn is_secret(field: &str) -> bool {
+    ["password", "secret", "token", "hash", "credential"].iter().any(|word| field.contains(word))
+}
+
+/// Writes an entry into the organization's log. `action` is `resource.what_happened`.
+pub async fn record(
+    tx: &TenantTx,
+    app: &App,
+    who: impl Into<Actor>,
+    action: &str,
+    resource: Uuid,
+    changes: Changes,
+) -> Result<()> {
+    let who = who.into();
+    let (id, organization) = (Uuid::now_v7(), tx.organization());
+    let (now, address) = (app.clock.now(), who.origin.address_text());
+    let entry: [&(dyn ToSql + Sync); 11] = [
+        &id,
+        &now,
+        &who.id,
+        &who.kind,
+        &who.key,
+        &action,
+        &resource,
+        &changes.0,
+        &who.origin.request_id,
+        &address,
+        &who.origin.agent,
+    ];
+    let unsealed: [&(dyn ToSql + Sync); 2] = [&id, &organization];
+    let (entry, unsealed) = join!(
+        tx.execute(
+            "insert into audit_log (id, occurred_at, actor_id, actor_kind, api_key_id, action, resource_id, changes, \
+             request_id, address, user_agent) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+            &entry,
+        ),
+        tx.execute(
+            "insert into platform.audit_unsealed (entry_id, organization_id) values ($1, $2)",
+            &unsealed,
+        ),
+    );
+    entry.and(unsealed)?;
+    Ok(())
+}
+
+/// Writes an entry into the platform's own log, for what staff and operators do.
+pub async fn record_platform(
+    tx: &Tx,
+    app: &App,
+    who: impl Into<Actor>,
+    action: &str,
+    resource: Option<Uuid>,
+    organization: Option<Uuid>,
+    changes: &Changes,
+) -> Result<()> {
+    let who = who.into();
+    tx.execute(
+        "insert into platform.platform_audit (id, occurred_at, actor_id, action, resource_id, organization_id, \
+         changes, request_id, address, user_agent) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+        &[
+            &Uuid::now_v7(),
+            &app.clock.now(),
+            &who.id,
+            &action,
+            &resource,
+            &organization,
+            &changes.0,
+            &who.origin.request_id,
+            &who.origin.address_text(),
+            &who.origin.agent,
+        ],
+    )
+    .await?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_are_told_field_by_field_without_secrets() {
+        let before = json!({"name": "Old", "same": 1, "token_hash": "abc", "gone": true, "updated_at": 1});
+        let after = json!({"name": "New", "same": 1, "token_hash": "def", "password": "x", "updated_at": 2});
+        let Changes(told) = Changes::between(&before, &after);
+        assert_eq!(
+            told,
+            json!({
+                "name": {"before": "Old", "after": "New"},
+                "token_hash": {"before": "********", "after": "********"},
+                "gone": {"before": true, "after": null},
+                "password": {"before": null, "after": "********"},
+            })
+        );
+        let Changes(told) = Changes::created(&json!({"name": "New", "about": null}));
+        assert_eq!(told, json!({"name": {"before": null, "after": "New"}}));
+    }
+}
