@@ -160,6 +160,14 @@ impl Limits {
         Ok(Self { clock, local: Local::default(), redis })
     }
 
+    /// Whether limits are counted together with other instances now.
+    pub async fn is_shared(&self) -> bool {
+        match &self.redis {
+            Some(redis) => redis.link().await.is_some(),
+            None => false,
+        }
+    }
+
     /// Takes one from each of the limits; those that are off say nothing.
     pub async fn take(&self, asks: &[Ask]) -> Vec<Verdict> {
         let asks: Vec<&Ask> = asks.iter().filter(|ask| !ask.rate.is_off()).collect();

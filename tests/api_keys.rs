@@ -1,7 +1,12 @@
 //! API keys: what they open, for how long, and how they end.
 
 use chrono::{TimeDelta, Utc};
-use rowhouse::auth::{Role, api_keys};
+use rowhouse::{
+    app::App,
+    auth::{Role, api_keys},
+    clock::Clock,
+    http,
+};
 use serde_json::{Value, json};
 
 use crate::support::{Client, Team, TestApp, within};
@@ -60,6 +65,17 @@ async fn bad_keys_are_refused_without_asking_the_database() {
         app.anonymous().header("x-api-key", wrong).get("/projects").await.refused(401, "AUTH_FAILED");
         assert_eq!(api_keys::hash(wrong), None);
     }
+    // With the database away: a bad key is refused all the same, a good one has to wait for it.
+    let mut config = crate::support::configuration("nowhere");
+    config.database.url = "postgres://nobody@127.0.0.1:1/nowhere".to_owned().into();
+    let nowhere = App::new(config, Clock::default()).unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let base = format!("http://{}", listener.local_addr().unwrap());
+    let server = tokio::spawn(http::serve(nowhere, listener, std::future::pending()));
+    let away = TestApp { base, ..app.clone() }.anonymous();
+    away.header("x-api-key", &mistyped).get("/projects").await.refused(401, "AUTH_FAILED");
+    away.header("x-api-key", &key).get("/projects").await.refused(503, "SERVICE_UNAVAILABLE");
+    server.abort();
     // Well formed, and nobody's.
     let (unknown, _) = api_keys::generate(api_keys::Environment::Live).unwrap();
     app.anonymous().header("x-api-key", &unknown).get("/projects").await.refused(401, "AUTH_FAILED");

@@ -141,7 +141,10 @@ async fn open_invitations_count_against_the_plan_exactly() {
     for answer in answers.into_iter().filter(|answer| answer.status != 201) {
         let error = answer.refused(402, "PLAN_LIMIT_REACHED");
         assert_eq!((&error["details"]["limit"], &error["details"]["used"]), (&json!(5), &json!(5)));
-        assert!(error["details"]["upgrade"].is_string() && error["details"]["plan"] == "free");
+        assert_eq!(
+            (&error["details"]["plan"], &error["details"]["upgrade"]),
+            (&json!("free"), &json!("starter"))
+        );
     }
     let open = team.owner.get(&team.path("/invitations")).await.expect(200);
     team.owner.delete(&path(&team, &open["data"][0])).await.expect(204);

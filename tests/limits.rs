@@ -163,6 +163,8 @@ async fn what_can_be_abused_has_limits_of_its_own() {
         app.anonymous().post("/auth/login", login.clone()).await.expect(200);
     }
     app.anonymous().post("/auth/login", login).await.refused(429, "RATE_LIMIT");
+    let told = person.client.get("/auth/security-events?type=rate_limit").await.expect(200);
+    assert_eq!(told["data"].as_array().unwrap().len(), 1);
     for _ in 0..3 {
         app.anonymous().post("/auth/password/reset", json!({"email": unique_email()})).await.expect(202);
     }

@@ -257,6 +257,8 @@ impl AuthApi {
         if let Err(refused) = origin.limit(app, &[Ask { policy: "login", key: subject.key(), rate }]).await {
             let tx = app.db.begin().await?;
             lockout::undo(&tx, &subject).await?;
+            let (kind, about) = (SecurityEventType::RateLimit, About { user: known, organization: None });
+            security_events::record(&tx, app, kind, about, origin, json!({"limit": "login"})).await?;
             tx.commit_aside().await?;
             return Err(refused);
         }

@@ -60,10 +60,13 @@ pub async fn reserve_user(tx: &Tx, organization: Uuid, now: chrono::DateTime<chr
     if used < limit {
         return Ok(());
     }
+    // The next plan that allows more of it.
+    let upgrade = Plan::ALL.iter().find(|more| more.users().is_none_or(|allowed| allowed > limit));
     Err(Error::new(
         Code::PlanLimit,
         format!("The plan {plan} allows {limit} users, open invitations included. Upgrade to invite more."),
     )
-    .with_details(json!({"limit": limit, "used": used, "plan": plan, "resource": "users",
-        "upgrade": "/api/v1/subscriptions/upgrade"})))
+    .with_details(
+        json!({"limit": limit, "used": used, "plan": plan, "resource": "users", "upgrade": upgrade}),
+    ))
 }

@@ -115,9 +115,13 @@ fn write_config(postgres: &PrivatePostgres, home: &Path, listen: &str) -> anyhow
     let file = home.join("rowhouse.toml");
     let text = format!(
         "# Written by `rowhouse dev` at each start.\n[database]\nurl = \"{}\"\n\n[http]\nlisten = \"{listen}\"\n\
-         base_domain = \"localhost\"\n\n[auth]\nsecret_key = \"{}\"\n",
+         base_domain = \"localhost\"\n\n[auth]\nsecret_key = \"{}\"\n\n\
+         # On one's own machine everybody comes from the same address.\n[limits]\nanonymous = \"10000/h\"\n\
+         register = \"1000/h\"\npassword_reset = \"100/h\"\n\n[mail]\nfolder = {:?}\n\
+         app_url = \"http://{listen}\"\n",
         postgres.url("rowhouse").expose_secret(),
         key.trim(),
+        home.join("mail"),
     );
     write_private(&file, &text)?;
     Config::load_dev(&file)
@@ -132,6 +136,7 @@ fn print_table(port: u16, postgres: u16, home: &Path) {
         println!("  {:<16} http://{}.localhost:{port}", organization.name, organization.slug);
     }
     println!("  Postgres         127.0.0.1:{postgres}, settings in {}", home.join("rowhouse.toml").display());
+    println!("  Mail             written to {}", home.join("mail").display());
     println!("\n  Logins, all with the password {}", demo::PASSWORD);
     for organization in demo::ORGANIZATIONS {
         for person in organization.people {

@@ -57,10 +57,26 @@ async fn look(findings: &mut Findings, config: Config) {
         }
     }
     let place = db::describe(&config.database.url);
+    let (redis, smtp) = (config.redis.url.is_some(), config.mail.smtp_url.is_some());
     let app = match App::new(config, Clock::default()) {
         Ok(app) => app,
         Err(error) => return findings.problem(format!("{error:#}"), "mend the configuration"),
     };
+    match (redis, app.limits.is_shared().await) {
+        (false, _) => findings.note("no REDIS_URL: with several instances each limits rates by itself"),
+        (true, true) => findings.good("Redis answers"),
+        (true, false) => findings.problem(
+            "Redis does not answer; the service would go on, each instance limiting rates by itself",
+            "check REDIS_URL, and that Redis runs there",
+        ),
+    }
+    match (smtp, app.mailer.reaches_a_server().await) {
+        (false, _) => findings.note("no SMTP_URL: mail is written to MAIL_FOLDER and reaches nobody"),
+        (true, Ok(())) => findings.good("the mail server answers"),
+        (true, Err(error)) => {
+            findings.problem(format!("mail cannot be sent: {error:#}"), "check SMTP_URL and its password")
+        }
+    }
     if let Err(error) = look_at_database(findings, &app, &place).await {
         findings.problem(
             format!("database {place}: {error}"),

@@ -25,7 +25,7 @@ pub fn log_to_stderr(config: &LogConfig) -> anyhow::Result<()> {
         format!("log.level (LOG_LEVEL) is {:?}; it takes levels such as info", config.level)
     })?;
     // At `debug` it writes the parameters of statements.
-    let filter = filter.add_directive("tokio_postgres=info".parse()?);
+    let filter = filter.add_directive("tokio_postgres=warn".parse()?);
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let started = match config.format.as_str() {
         "json" => builder.json().flatten_event(true).with_current_span(true).with_span_list(false).try_init(),

@@ -137,6 +137,17 @@ impl Mailer {
         Ok(Self { from: config.from.parse()?, app_url: config.app_url.clone(), transport })
     }
 
+    /// Whether the mail server takes the credentials.
+    pub async fn reaches_a_server(&self) -> anyhow::Result<()> {
+        match &self.transport {
+            Transport::Smtp(smtp) => {
+                anyhow::ensure!(smtp.test_connection().await?, "the server does not answer as it should");
+                Ok(())
+            }
+            Transport::Folder(..) => Ok(()),
+        }
+    }
+
     pub async fn send(&self, letter: Letter) -> anyhow::Result<()> {
         let written = write(&letter, &self.app_url)?;
         let message = Message::builder()
