@@ -1,7 +1,8 @@
 //! What one running service consists of, made once and shared by every request.
 
-use std::{sync::Arc, time::Duration};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
+use futures_util::FutureExt;
 use tokio::task::JoinSet;
 
 use crate::{
@@ -60,15 +61,29 @@ impl App {
     pub async fn start(self: &Arc<Self>) -> anyhow::Result<JoinSet<()>> {
         self.keys.load(self.clock.now()).await?;
         let mut background = JoinSet::new();
-        let app = self.clone();
-        background.spawn(async move { app.directory.listen().await });
-        background.spawn(fleet::keep_spares(self.clone()));
-        background.spawn(jobs::work(self.clone()));
-        background.spawn(audit::keep_sealing(self.clone()));
-        background.spawn(keep_activity(self.clone()));
-        background.spawn(sweep(self.clone()));
+        keep(&mut background, self, "directory", |app| async move { app.directory.listen().await });
+        keep(&mut background, self, "spare schemas", fleet::keep_spares);
+        keep(&mut background, self, "jobs", jobs::work);
+        keep(&mut background, self, "audit seals", audit::keep_sealing);
+        keep(&mut background, self, "activity", keep_activity);
+        keep(&mut background, self, "sweeping", sweep);
         Ok(background)
     }
+}
+
+/// Runs something that never ends; begins it again should it panic.
+fn keep<F, Fut>(background: &mut JoinSet<()>, app: &Arc<App>, what: &'static str, work: F)
+where
+    F: Fn(Arc<App>) -> Fut + Send + 'static,
+    Fut: Future<Output = ()> + Send,
+{
+    let app = app.clone();
+    background.spawn(async move {
+        while AssertUnwindSafe(work(app.clone())).catch_unwind().await.is_err() {
+            tracing::error!(what, "something in the background panicked; it begins again");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    });
 }
 
 async fn keep_activity(app: Arc<App>) {
@@ -82,7 +97,8 @@ async fn keep_activity(app: Arc<App>) {
 
 /// Once an hour removes what has had its time.
 async fn sweep(app: Arc<App>) {
-    const SWEEPS: [(&str, i64); 7] = [
+    const SWEEPS: [(&str, i64); 8] = [
+        ("delete from platform.jobs where failed_at < $1", 30),
         ("delete from platform.idempotency_keys where claimed_at < $1", 1),
         ("delete from platform.refresh_tokens where expires_at < $1", 0),
         ("delete from platform.sessions where expires_at < $1", 30),

@@ -140,6 +140,12 @@ pub struct LimitsConfig {
     /// Requests for a password reset or another mail, from one address.
     #[config(env = "LIMIT_PASSWORD_RESET", default = "3/h")]
     pub password_reset: Rate,
+    /// Invitations of one organization.
+    #[config(env = "LIMIT_INVITATIONS", default = "50/h")]
+    pub invitations: Rate,
+    /// Mail to one address that others can cause: invitations, password resets.
+    #[config(env = "LIMIT_MAIL", default = "5/h")]
+    pub mail: Rate,
 }
 
 /// How mail is sent.
@@ -314,6 +320,8 @@ impl Config {
                 ("login", quoted(&limits.login)),
                 ("change_password", quoted(&limits.change_password)),
                 ("password_reset", quoted(&limits.password_reset)),
+                ("invitations", quoted(&limits.invitations)),
+                ("mail", quoted(&limits.mail)),
             ],
         );
         section(

@@ -230,7 +230,7 @@ impl FlagsApi {
         .await?;
         let flag =
             find(&tx, &flag_key.0).await?.ok_or_else(|| Error::internal("a flag that was just written"))?;
-        let changes = Changes::between(&before, &flag);
+        let changes = Changes::between(&before, &flag).about("key", flag_key.0.as_ref());
         audit::record_platform(&tx, app, &who, "flag.set", None, None, &changes).await?;
         tx.commit().await?;
         Ok(Single(flag))

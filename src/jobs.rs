@@ -5,11 +5,11 @@
 //! done; a worker that dies leaves its jobs to the others when that time is over. What fails is tried
 //! again three times, later each time, and then kept with its error.
 
-use std::{sync::Arc, time::Duration};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use chrono::TimeDelta;
-use futures_util::{StreamExt, stream};
+use futures_util::{FutureExt, StreamExt, stream};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -51,6 +51,8 @@ impl Job {
 /// So many are claimed at once, and done side by side: none waits while its claim runs out.
 const BATCH: i64 = 8;
 const LIMIT: Duration = Duration::from_secs(300);
+/// A claim lasts longer than its job may, so that nobody else begins it in between.
+const CLAIM: TimeDelta = TimeDelta::seconds(360);
 const ATTEMPTS: i32 = 4;
 /// Due jobs are looked for at least this often; otherwise whoever enqueues one says so.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -100,8 +102,15 @@ pub async fn work(app: Arc<App>) {
 /// Does one batch of due jobs, and says how many there were.
 pub async fn run_due(app: &App) -> Result<usize> {
     let now = app.clock.now();
-    let until = now + TimeDelta::from_std(LIMIT).unwrap_or_default();
+    let until = now + CLAIM;
     let tx = app.db.begin().await?;
+    // A job that ends its worker each time is not given to the next for ever.
+    tx.execute(
+        "update platform.jobs set failed_at = $1, locked_until = null, last_error = 'the worker died at it' \
+         where failed_at is null and attempts >= $2 and locked_until < $1",
+        &[&now, &ATTEMPTS],
+    )
+    .await?;
     let rows = tx
         .query(
             "update platform.jobs set locked_until = $2, attempts = attempts + 1 where id in ( \
@@ -127,8 +136,13 @@ pub async fn run_due(app: &App) -> Result<usize> {
     let count = claimed.len();
     stream::iter(claimed)
         .for_each_concurrent(None, |(id, kind, sealed, attempt)| async move {
-            let outcome = tokio::time::timeout(LIMIT, run_one(app, id, &sealed)).await;
-            let outcome = outcome.unwrap_or_else(|_| Err(anyhow::anyhow!("took longer than 5 minutes")));
+            let work =
+                AssertUnwindSafe(tokio::time::timeout(LIMIT, run_one(app, id, &sealed))).catch_unwind();
+            let outcome = match work.await {
+                Ok(Ok(outcome)) => outcome,
+                Ok(Err(_)) => Err(anyhow::anyhow!("took longer than 5 minutes")),
+                Err(_) => Err(anyhow::anyhow!("panicked")),
+            };
             let result = if outcome.is_ok() { "done" } else { "failed" };
             metrics::counter!("rowhouse_jobs_total", "kind" => kind.clone(), "result" => result).increment(1);
             if let Err(error) = settle(app, id, &kind, attempt, outcome).await {
@@ -148,7 +162,7 @@ async fn settle(app: &App, id: Uuid, kind: &str, attempt: i32, outcome: anyhow::
     let tx = app.db.begin().await?;
     match outcome {
         Ok(()) => {
-            tx.execute("delete from platform.jobs where id = $1", &[&id]).await?;
+            tx.execute("delete from platform.jobs where id = $1 and attempts = $2", &[&id, &attempt]).await?;
         }
         Err(error) => {
             let told = format!("{error:#}");
@@ -158,8 +172,8 @@ async fn settle(app: &App, id: Uuid, kind: &str, attempt: i32, outcome: anyhow::
             let again = now + backoff(attempt);
             tx.execute(
                 "update platform.jobs set locked_until = null, last_error = $2, run_at = $3, failed_at = $4 \
-                 where id = $1",
-                &[&id, &told, &again, &for_good.then_some(now)],
+                 where id = $1 and attempts = $5",
+                &[&id, &told, &again, &for_good.then_some(now), &attempt],
             )
             .await?;
         }

@@ -76,7 +76,8 @@ impl FromStr for Rate {
         };
         let many = &time[..time.len() - 1];
         let many: u64 = if many.is_empty() { 1 } else { many.parse().map_err(|_| wrong())? };
-        if count == 0 || many == 0 || many > 1000 {
+        // Evenly means at least a microsecond from one to the next.
+        if count == 0 || many == 0 || many > 1000 || u64::from(count) > many * unit * 1_000_000 {
             return Err(wrong());
         }
         Ok(Self { count, per: Duration::from_secs(many * unit) })
@@ -168,20 +169,41 @@ impl Limits {
         }
     }
 
-    /// Takes one from each of the limits; those that are off say nothing.
+    /// Takes one from each of the limits, or from none if one is used up: whoever has nothing left
+    /// must not use up what they share with others. Limits that are off say nothing.
     pub async fn take(&self, asks: &[Ask]) -> Vec<Verdict> {
         let asks: Vec<&Ask> = asks.iter().filter(|ask| !ask.rate.is_off()).collect();
         if asks.is_empty() {
             return Vec::new();
         }
         if let Some(redis) = &self.redis
-            && let Some(verdicts) = redis.take(&asks).await
+            && let Some(verdicts) = redis.take(&asks, 1).await
         {
+            let back = taken_in_vain(&asks, &verdicts);
+            if !back.is_empty() {
+                redis.take(&back, -1).await;
+            }
             return verdicts;
         }
         let now = self.clock.now().timestamp_micros();
-        asks.into_iter().map(|ask| self.local.take(ask, now)).collect()
+        let verdicts: Vec<Verdict> = asks.iter().map(|ask| self.local.take(ask, 1, now)).collect();
+        for ask in taken_in_vain(&asks, &verdicts) {
+            self.local.take(ask, -1, now);
+        }
+        verdicts
     }
+}
+
+/// What was taken beside something that was refused.
+fn taken_in_vain<'a>(asks: &[&'a Ask], verdicts: &[Verdict]) -> Vec<&'a Ask> {
+    if verdicts.iter().all(|verdict| verdict.retry_after.is_none()) {
+        return Vec::new();
+    }
+    asks.iter()
+        .zip(verdicts)
+        .filter(|(_, verdict)| verdict.retry_after.is_none())
+        .map(|(ask, _)| *ask)
+        .collect()
 }
 
 const SHARDS: usize = 16;
@@ -202,7 +224,8 @@ struct Shard {
 }
 
 impl Local {
-    fn take(&self, ask: &Ask, now: i64) -> Verdict {
+    /// `count` is 1, or -1 to give one back.
+    fn take(&self, ask: &Ask, count: i64, now: i64) -> Verdict {
         let key = format!("{}:{}", ask.policy, ask.key);
         let shard = &self.shards[self.hasher.hash_one(&key) as usize % SHARDS];
         let mut shard = shard.lock().expect("nothing panics with the lock held");
@@ -211,7 +234,7 @@ impl Local {
             shard.sweep_at = 2 * shard.full_at.len();
         }
         let before = shard.full_at.get(&key).copied().unwrap_or(now).max(now);
-        let after = before + ask.rate.interval();
+        let after = before + count * ask.rate.interval();
         if after - now > ask.rate.window() {
             return Verdict::new(ask, before - now, false);
         }
@@ -230,7 +253,7 @@ static SCRIPT: LazyLock<Script> = LazyLock::new(|| {
          local before = math.max(tonumber(redis.call('GET', KEYS[1]) or now), now) \
          local after = before + interval \
          if after - now > window then return {0, before - now} end \
-         redis.call('SET', KEYS[1], string.format('%.0f', after), 'PX', math.ceil((after - now) / 1000) + 1) \
+         redis.call('SET', KEYS[1], string.format('%.0f', after), 'PX', math.max(math.ceil((after - now) / 1000), 0) + 1) \
          return {1, after - now}",
     )
 });
@@ -243,6 +266,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// The connection to Redis, made when it is first needed and again after each break.
 struct Redis {
     server: Server,
+    /// Where it is, without credentials.
+    address: String,
     state: tokio::sync::Mutex<State>,
 }
 
@@ -279,12 +304,14 @@ impl Redis {
                     .context(wrong)?,
             )),
         };
-        metrics::gauge!("rowhouse_redis_up").set(1);
-        Ok(Self { server, state: Default::default() })
+        let address = url.expose_secret().split(',').next().unwrap_or_default();
+        let address =
+            address.rsplit(['@', '/']).find(|part| part.contains(':')).unwrap_or(address).to_owned();
+        Ok(Self { server, address, state: Default::default() })
     }
 
     /// `None` while Redis is away.
-    async fn take(&self, asks: &[&Ask]) -> Option<Vec<Verdict>> {
+    async fn take(&self, asks: &[&Ask], count: i64) -> Option<Vec<Verdict>> {
         let link = self.link().await?;
         // All leave in one flush; in a cluster their keys may live on different nodes.
         let calls = asks.iter().map(|ask| {
@@ -292,7 +319,7 @@ impl Redis {
             async move {
                 let mut call = SCRIPT.prepare_invoke();
                 call.key(format!("rowhouse:limit:{}:{}", ask.policy, ask.key));
-                call.arg(ask.rate.interval()).arg(ask.rate.window());
+                call.arg(count * ask.rate.interval()).arg(ask.rate.window());
                 let (allowed, full_in): (i64, i64) = match link {
                     Link::One(mut one) => call.invoke_async(&mut one).await?,
                     Link::Cluster(mut cluster) => call.invoke_async(&mut cluster).await?,
@@ -330,27 +357,31 @@ impl Redis {
                 if state.failed.take().is_some() {
                     tracing::info!("Redis is back; rate limits are exact again");
                 }
-                metrics::gauge!("rowhouse_redis_up").set(1);
+                self.report(true);
                 state.link = Some(link.clone());
                 Some(link)
             }
-            Ok(Err(error)) => note_failure(&mut state, &error.to_string()),
-            Err(_) => note_failure(&mut state, "no connection in time"),
+            Ok(Err(error)) => self.note_failure(&mut state, &error.to_string()),
+            Err(_) => self.note_failure(&mut state, "no connection in time"),
         }
     }
 
     async fn failed<T>(&self, why: &str) -> Option<T> {
-        note_failure(&mut *self.state.lock().await, why)
+        self.note_failure(&mut *self.state.lock().await, why)
     }
-}
 
-fn note_failure<T>(state: &mut State, why: &str) -> Option<T> {
-    if state.failed.is_none() {
-        tracing::warn!(why, "Redis is away; each instance limits rates by itself");
+    fn note_failure<T>(&self, state: &mut State, why: &str) -> Option<T> {
+        if state.failed.is_none() {
+            tracing::warn!(why, "Redis is away; each instance limits rates by itself");
+        }
+        self.report(false);
+        *state = State { link: None, failed: Some(Instant::now()) };
+        None
     }
-    metrics::gauge!("rowhouse_redis_up").set(0);
-    *state = State { link: None, failed: Some(Instant::now()) };
-    None
+
+    fn report(&self, up: bool) {
+        metrics::gauge!("rowhouse_redis_up", "server" => self.address.clone()).set(f64::from(u8::from(up)));
+    }
 }
 
 #[cfg(test)]

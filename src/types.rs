@@ -223,7 +223,8 @@ impl FromStr for Email {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let text = text.trim().to_lowercase();
+        // ASCII only: some letters elsewhere become ASCII ones in lower case.
+        let text = text.trim().to_ascii_lowercase();
         let wrong = || Err("must be an email address such as ana@example.com".to_owned());
         let Some((local, domain)) = text.rsplit_once('@') else { return wrong() };
         let local_ok = !local.is_empty()

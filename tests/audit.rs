@@ -141,10 +141,32 @@ async fn a_changed_a_removed_and_a_cut_entry_are_found() {
     assert!(slipped_in.contains("without a seal"), "{slipped_in}");
     let unsealed = of("update audit_log set seal = null, sequence = null where sequence = 7").await;
     assert!(unsealed.contains("missing at the end"), "{unsealed}");
+    let emptied =
+        of("with gone as (delete from platform.audit_heads), cut as (delete from audit_log returning id) \
+         select 1")
+        .await;
+    assert!(emptied.contains("empty"), "{emptied}");
     let rewritten = of("with a as (select seal from audit_log where sequence = 1) \
          update audit_log set seal = a.seal, changes = '{}' from a where sequence = 2")
     .await;
     assert!(rewritten.contains("entry 2"), "{rewritten}");
+}
+
+/// The service does not go on after an end that is not its own, which would make it look right.
+#[tokio::test]
+async fn a_cut_tail_is_not_laundered_by_what_is_written_later() {
+    let app = TestApp::with(|_| {});
+    let team = app.team().await;
+    for n in 0..4 {
+        team.owner.post("/projects", json!({"name": format!("P{n}")})).await.expect(201);
+    }
+    all_sealed(&team).await;
+    tamper(&team, "delete from audit_log where sequence > 3").await;
+    app.sql("update platform.audit_heads set sequence = 3").await;
+    team.project("Later").await;
+    tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
+    let told = problems(&team).await.join("; ");
+    assert!(told.contains("the end of the chain"), "{told}");
 }
 
 #[tokio::test]

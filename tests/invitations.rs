@@ -44,6 +44,8 @@ async fn somebody_new_registers_with_the_invitation() {
     app.anonymous().post("/invitations/preview", json!({"token": token})).await.refused(404, "NOT_FOUND");
     let accepted = team.owner.get(&team.path("/invitations?state=accepted")).await.expect(200);
     assert_eq!(accepted["total"], 1);
+    let log = team.owner.get("/audit-log?action=member.joined").await.expect(200);
+    assert_eq!(log["data"][0]["changes"]["email"]["after"], email.as_str());
 }
 
 #[tokio::test]
@@ -120,6 +122,22 @@ async fn nobody_invites_above_themselves_or_unverified() {
     app.sql(&format!("update platform.users set email_verified_at = null where id = '{}'", admin.id)).await;
     let refused = admin.client.post(&team.path("/invitations"), body("viewer")).await;
     refused.refused(403, "EMAIL_NOT_VERIFIED");
+    // A key invites to nothing that it could not do, whoever made it; nor does an admin without all of it.
+    let scopes = json!(["members:invite", "members:manage", "projects:read"]);
+    let key = team.owner.post("/api-keys", json!({"name": "Inviter", "scopes": scopes})).await.expect(201);
+    let program = app.anonymous().header("x-api-key", key["key"].as_str().unwrap());
+    for (role, status) in [("owner", 403), ("admin", 403), ("manager", 403), ("viewer", 201)] {
+        assert_eq!(
+            program.post(&team.path("/invitations"), body(role)).await.status,
+            status,
+            "{role} by a key"
+        );
+    }
+    let limited = team.join(Role::Admin).await;
+    let denial = json!({"denials": ["api_keys:manage"]});
+    team.owner.patch(&team.path(&format!("/members/{}", limited.id)), denial).await.expect(200);
+    limited.client.post(&team.path("/invitations"), body("admin")).await.refused(403, "PERMISSION_DENIED");
+    limited.client.post(&team.path("/invitations"), body("manager")).await.expect(201);
     // A manager does not touch an invitation to a role that is not theirs to give.
     let made = invite(&team.owner, &team, &unique_email(), "admin").await;
     manager.client.delete(&path(&team, &made)).await.refused(403, "PERMISSION_DENIED");
@@ -167,6 +185,53 @@ async fn an_organization_is_handed_over() {
     assert_eq!(seen["role"], "admin");
     assert_eq!(heir.client.get(&team.path("")).await.expect(200)["role"], "owner");
     team.owner.post(&team.path("/transfer"), transfer(&heir.id)).await.refused(403, "PERMISSION_DENIED");
+}
+
+#[tokio::test]
+async fn nothing_is_kept_back_when_an_organization_is_handed_over() {
+    let app = TestApp::shared();
+    let team = app.team().await;
+    let (heir, other) = (team.join(Role::Viewer).await, team.join(Role::Viewer).await);
+    let member = |id: &str| team.path(&format!("/members/{id}"));
+    let transfer = |to: &str| json!({"user_id": to});
+    let grants = json!({"grants": ["organization:transfer", "organization:delete"]});
+    team.owner.patch(&member(&team.founder.id), grants.clone()).await.expect(200);
+    team.owner
+        .post(&team.path("/transfer"), transfer(&team.founder.id))
+        .await
+        .refused(400, "VALIDATION_ERROR");
+    team.owner.post(&team.path("/transfer"), transfer(&heir.id)).await.expect(200);
+    team.owner
+        .post(&team.path("/transfer"), transfer(&team.founder.id))
+        .await
+        .refused(403, "PERMISSION_DENIED");
+    team.owner.delete(&team.path("")).await.refused(403, "PERMISSION_DENIED");
+    // The permission alone does not make an owner of somebody.
+    heir.client.patch(&member(&other.id), grants).await.expect(200);
+    other.client.post(&team.path("/transfer"), transfer(&other.id)).await.refused(403, "PERMISSION_DENIED");
+    assert_eq!(heir.client.get(&member(&other.id)).await.expect(200)["role"], "viewer");
+}
+
+/// Somebody who is on the way out could invite themselves under another address.
+#[tokio::test]
+async fn an_invitation_is_worth_what_its_sender_is_now() {
+    let app = TestApp::shared();
+    let team = app.team().await;
+    team.plan("enterprise").await;
+    for way in ["removed", "demoted", "deactivated"] {
+        let admin = team.join(Role::Admin).await;
+        let alias = app.person().await;
+        invite(&admin.client, &team, &alias.email, "admin").await;
+        let token = json!({"token": app.mail(&alias.email, "invites you").await.token()});
+        let member = team.path(&format!("/members/{}", admin.id));
+        match way {
+            "removed" => team.owner.delete(&member).await.expect(204),
+            "demoted" => team.owner.patch(&member, json!({"role": "manager"})).await.expect(200),
+            _ => team.owner.patch(&member, json!({"is_active": false})).await.expect(200),
+        };
+        alias.client.post("/invitations/accept", token).await.refused(404, "NOT_FOUND");
+        alias.client.within(&team.id).get("/projects").await.refused(404, "TENANT_NOT_FOUND");
+    }
 }
 
 #[tokio::test]

@@ -74,8 +74,8 @@ async fn users_and_organizations_are_limited_and_told_how_they_stand() {
     assert!((700..=720).contains(&seconds), "{seconds}");
     assert_eq!(remaining(&refused, "user"), 0);
     refused.refused(429, "RATE_LIMIT");
-    // The organization's is shared, and its own.
-    for _ in 0..2 {
+    // The organization's is shared, and what was refused to one is not taken from all.
+    for _ in 0..3 {
         member.client.get("/projects").await.expect(200);
     }
     let shared = member.client.get("/projects").await;
@@ -187,10 +187,11 @@ async fn with_redis_instances_share_limits_and_without_it_they_go_on() {
         config.redis.url = Some(redis.url().into());
     });
     let there = app.beside();
+    let gauge = format!("rowhouse_redis_up{{server=\"127.0.0.1:{}\"}} ", redis.port);
     let up = async || {
         let metrics =
             app.http.get(format!("{}/metrics", app.base)).send().await.unwrap().text().await.unwrap();
-        metrics.lines().find_map(|line| line.strip_prefix("rowhouse_redis_up ")).map(str::to_owned)
+        metrics.lines().find_map(|line| line.strip_prefix(&gauge)).map(str::to_owned)
     };
     let person = app.person().await;
     within(5, "Redis is reached", || async {
@@ -312,4 +313,45 @@ async fn a_cluster_counts_like_one_server() {
     for file in files {
         let _ = std::fs::remove_file(file);
     }
+}
+
+/// Whoever has nothing left does not use up what they share with others, nor does a stranger to it.
+#[tokio::test]
+async fn one_caller_cannot_starve_an_organization() {
+    let redis = Redis::start(None);
+    for url in [None, Some(redis.url())] {
+        let app = TestApp::with(|config| {
+            config.limits.user = "60/h".parse().unwrap();
+            config.limits.organization = "30/h".parse().unwrap();
+            config.redis.url = url.map(Into::into);
+        });
+        let team = app.team().await;
+        let out = team.join(Role::Viewer).await;
+        let body = json!({"name": "Slow", "scopes": ["projects:read"], "rate_per_hour": 2});
+        let key = team.owner.post("/api-keys", body).await.expect(201);
+        let program = app.anonymous().header("x-api-key", key["key"].as_str().unwrap());
+        for _ in 0..40 {
+            program.get("/projects").await;
+        }
+        let member = team.path(&format!("/members/{}", out.id));
+        team.owner.patch(&member, json!({"is_active": false})).await.expect(200);
+        for _ in 0..40 {
+            out.client.get("/projects").await.refused(403, "PERMISSION_DENIED");
+        }
+        let answer = team.owner.get("/projects").await;
+        assert_eq!(answer.status, 200, "{}", answer.text);
+        assert!(remaining(&answer, "organization") >= 24, "{}", answer.header("ratelimit"));
+    }
+}
+
+/// Requests that come to nothing count as well.
+#[tokio::test]
+async fn asking_for_what_is_not_there_is_limited_too() {
+    let app = TestApp::with(|config| config.limits.user = "5/h".parse().unwrap());
+    let person = app.person().await;
+    for n in 0..5 {
+        let client = person.client.within(&format!("no-such-team-{n}"));
+        client.get("/projects").await.refused(404, "TENANT_NOT_FOUND");
+    }
+    person.client.within("no-such-team").get("/projects").await.refused(429, "RATE_LIMIT");
 }

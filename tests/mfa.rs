@@ -15,7 +15,7 @@ fn code(app: &TestApp, secret: &str, ahead: i64) -> String {
 
 /// Sets up a second factor; answers the secret and the recovery codes.
 async fn enrol(app: &TestApp, person: &Person) -> (String, Vec<String>) {
-    let enrolment = person.client.post("/auth/mfa/totp", json!(null)).await.expect(200);
+    let enrolment = person.client.post("/auth/mfa/totp", json!({"password": PASSWORD})).await.expect(200);
     let secret = enrolment["secret"].as_str().unwrap().to_owned();
     let confirm = json!({"code": code(app, &secret, 0)});
     let codes = person.client.post("/auth/mfa/totp/confirm", confirm).await.expect(200);
@@ -33,7 +33,9 @@ async fn a_second_factor_counts_once_it_is_confirmed() {
     let person = app.person().await;
     let other = app.anonymous().post("/auth/login", login(&person, None)).await.expect(200);
     let other = app.anonymous().with_token(other["access_token"].as_str().unwrap());
-    let enrolment = person.client.post("/auth/mfa/totp", json!(null)).await.expect(200);
+    let stolen = person.client.post("/auth/mfa/totp", json!({"password": "Wrong-Horse-7-Battery"})).await;
+    stolen.refused(400, "VALIDATION_ERROR");
+    let enrolment = person.client.post("/auth/mfa/totp", json!({"password": PASSWORD})).await.expect(200);
     let secret = enrolment["secret"].as_str().unwrap();
     let uri = enrolment["otpauth_uri"].as_str().unwrap();
     assert!(uri.starts_with("otpauth://totp/Rowhouse:") && uri.contains(secret), "{uri}");
@@ -48,7 +50,7 @@ async fn a_second_factor_counts_once_it_is_confirmed() {
     other.get("/auth/user").await.refused(401, "AUTH_FAILED");
     let state = person.client.get("/auth/mfa").await.expect(200);
     assert_eq!((&state["enabled"], &state["recovery_codes_left"]), (&json!(true), &json!(10)));
-    person.client.post("/auth/mfa/totp", json!(null)).await.refused(409, "CONFLICT");
+    person.client.post("/auth/mfa/totp", json!({"password": PASSWORD})).await.refused(409, "CONFLICT");
     let sealed = format!(
         "select count(*) from platform.users where position('{secret}'::bytea in sealed_totp_secret) > 0"
     );
@@ -174,4 +176,14 @@ async fn an_organization_may_require_a_second_factor() {
     enrol(&app, &member).await;
     member.client.get("/projects").await.expect(200);
     program.get("/projects").await.expect(200);
+}
+
+#[tokio::test]
+async fn staff_help_somebody_who_has_lost_everything() {
+    let app = TestApp::with(|_| {});
+    let (staff, person) = (app.superuser().await, app.person().await);
+    enrol(&app, &person).await;
+    staff.client.post(&format!("/admin/users/{}/reset-mfa", person.id), json!(null)).await.expect(204);
+    person.client.get("/auth/user").await.refused(401, "AUTH_FAILED");
+    app.anonymous().post("/auth/login", login(&person, None)).await.expect(200);
 }

@@ -202,3 +202,28 @@ async fn security_events_are_listed_and_filtered() {
     let own = stranger.client.get("/auth/security-events").await.expect(200);
     assert_eq!(own["data"].as_array().unwrap().len(), 2, "nobody sees another's");
 }
+
+/// A login that was under way when the password was replaced must not end in a session.
+#[tokio::test]
+async fn a_login_does_not_outlive_the_password_that_it_was_made_with() {
+    let app = TestApp::with(|config| config.auth.password_hashes = 1);
+    for _ in 0..5 {
+        let person = app.person().await;
+        app.anonymous().post("/auth/password/reset", json!({"email": person.email})).await.expect(202);
+        let token = app.mail(&person.email, "Set a new password").await.token();
+        let anybody = app.anonymous();
+        let body = json!({"token": token, "password": "Purple-Kettle-42-Rain"});
+        let reset = anybody.post("/auth/password/reset/confirm", body);
+        let old = json!({"email": person.email, "password": PASSWORD});
+        let logins = (0..6).map(|_| anybody.post("/auth/login", old.clone()));
+        let (reset, logins) = tokio::join!(reset, futures_util::future::join_all(logins));
+        reset.expect(204);
+        // Whichever came first: nobody who knew only the old password is in now.
+        for login in logins {
+            if login.status == 200 {
+                let token = login.json()["access_token"].as_str().unwrap().to_owned();
+                anybody.with_token(&token).get("/auth/user").await.refused(401, "AUTH_FAILED");
+            }
+        }
+    }
+}

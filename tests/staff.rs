@@ -37,9 +37,13 @@ async fn a_suspended_organization_is_closed_to_people_and_programs_and_opens_aga
         own["data"].as_array().unwrap().iter().map(|entry| entry["action"].as_str().unwrap()).collect();
     assert_eq!(actions, ["organization.resumed", "organization.suspended", "organization.created"]);
     assert_eq!(own["data"][1]["actor_kind"], "superuser");
+    assert!(!own.to_string().contains("Sends spam"), "why is for staff");
     let platform =
         staff.client.get(&format!("/admin/audit-log?organization_id={}", team.id)).await.expect(200);
     assert_eq!(platform["data"].as_array().unwrap().len(), 2);
+    let looked = format!("/admin/audit-log?actor_id={}&action=staff.looked", staff.id);
+    let looks = staff.client.get(&looked).await.expect(200);
+    assert!(!looks["data"].as_array().unwrap().is_empty(), "what staff look at is recorded");
     assert_eq!(platform["data"][0]["actor_id"], staff.id.as_str());
 }
 

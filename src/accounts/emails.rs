@@ -162,13 +162,19 @@ impl EmailsApi {
     async fn verify(&self, anybody: Public, given: Body<MailedToken>) -> Result<NoContent> {
         let app = &*anybody.app;
         let tx = app.db.begin().await?;
+        let user = find(&tx, app, &[Purpose::VerifyEmail], &given.0.token).await?;
+        lock(&tx, user).await?;
         let token = redeem(&tx, app, &[Purpose::VerifyEmail], &given.0.token).await?;
-        tx.execute(
-            "update platform.users set email_verified_at = coalesce(email_verified_at, $3), version = version + 1 \
-             where id = $1 and email = $2 and is_active",
-            &[&token.user, &token.email, &app.clock.now()],
-        )
-        .await?;
+        let verified = tx
+            .execute(
+                "update platform.users set email_verified_at = coalesce(email_verified_at, $3), \
+                 version = version + 1 where id = $1 and email = $2 and is_active",
+                &[&token.user, &token.email, &app.clock.now()],
+            )
+            .await?;
+        if verified == 0 {
+            return Err(worthless());
+        }
         tx.commit().await?;
         Ok(NoContent)
     }
@@ -211,13 +217,17 @@ impl EmailsApi {
         let app = &*anybody.app;
         let PasswordReset { token, password } = given.0;
         let tx = app.db.begin().await?;
-        let user = find(&tx, app, Purpose::ResetPassword, &token).await?;
+        let user = find(&tx, app, &[Purpose::ResetPassword], &token).await?;
         check_new(&tx, user, "password", &password).await?;
         // Neither a connection nor the token is held while the password is hashed.
         drop(tx);
         let hash = app.passwords.hash(&password).await?;
         let tx = app.db.begin().await?;
+        lock(&tx, user).await?;
         let token = redeem(&tx, app, &[Purpose::ResetPassword], &token).await?;
+        if profile::find(&tx, user).await?.email != token.email {
+            return Err(worthless());
+        }
         set_password(&tx, app, token.user, &hash, None, &anybody.origin).await?;
         // Who reads the mail owns the address.
         tx.execute(
@@ -259,6 +269,7 @@ impl EmailsApi {
         let EmailChange { new_email, password } = given.0;
         prove_password(&who, "password", &password).await?;
         let tx = app.db.begin().await?;
+        lock(&tx, who.id).await?;
         let profile = profile::find(&tx, who.id).await?;
         if profile.email == new_email {
             return Err(Error::invalid("new_email", "This is your address already."));
@@ -292,17 +303,24 @@ impl EmailsApi {
         let now = app.clock.now();
         let tx = app.db.begin().await?;
         let purposes = [Purpose::ChangeEmailOld, Purpose::ChangeEmailNew];
-        let token = redeem(&tx, app, &purposes, &given.0.token).await?;
+        let user = find(&tx, app, &purposes, &given.0.token).await?;
         // Of both halves at once, the second waits here and then sees the first.
-        tx.query("select id from platform.users where id = $1 for no key update", &[&token.user]).await?;
-        let open = tx
-            .query_opt(
-                "select 1 from platform.email_tokens where change_id = $1 and used_at is null",
+        lock(&tx, user).await?;
+        let token = redeem(&tx, app, &purposes, &given.0.token).await?;
+        let confirmed = tx
+            .query_one(
+                "select count(*) from platform.email_tokens where change_id = $1 and used_at is not null",
                 &[&token.change],
             )
-            .await?;
-        let state = if open.is_some() { EmailChangeState::Waiting } else { EmailChangeState::Changed };
+            .await?
+            .try_get::<_, i64>(0)?;
+        let state = if confirmed < 2 { EmailChangeState::Waiting } else { EmailChangeState::Changed };
         if state == EmailChangeState::Changed {
+            let old = profile::find(&tx, user).await?;
+            // Links that were mailed to the old address are not for whoever reads it from now on.
+            void(&tx, user).await?;
+            let fields = [("name", old.first_name.as_ref()), ("what", "The address was changed")];
+            mail::post(&tx, app, Letter::new(&old.email, "account_changed", &fields)).await?;
             tx.execute(
                 "update platform.users set email = $2, email_verified_at = $3, updated_at = $3, version = version + 1 \
                  where id = $1 and is_active",
@@ -359,9 +377,8 @@ async fn set_password(
     .await?;
     // Links that were mailed before are for somebody who did not know the password.
     tx.execute(
-        "update platform.email_tokens set used_at = $2 \
-         where user_id = $1 and used_at is null and purpose <> 'verify_email'",
-        &[&user, &app.clock.now()],
+        "delete from platform.email_tokens where user_id = $1 and used_at is null and purpose <> 'verify_email'",
+        &[&user],
     )
     .await?;
     let (kind, because) = match keep {
@@ -374,6 +391,18 @@ async fn set_password(
     let profile = profile::find(tx, user).await?;
     let fields = [("name", profile.first_name.as_ref())];
     mail::post(tx, app, Letter::new(&profile.email, "password_changed", &fields)).await
+}
+
+/// Changes of who owns an account come one after the other.
+async fn lock(tx: &Tx, user: Uuid) -> Result<()> {
+    tx.query("select id from platform.users where id = $1 for no key update", &[&user]).await?;
+    Ok(())
+}
+
+/// Makes every token that was mailed to a user worth nothing.
+async fn void(tx: &Tx, user: Uuid) -> Result<()> {
+    tx.execute("delete from platform.email_tokens where user_id = $1 and used_at is null", &[&user]).await?;
+    Ok(())
 }
 
 /// A password was forgotten; what there is to do about it is not for the caller to know.
@@ -392,6 +421,11 @@ impl ResetRequest {
             .query_opt("select id from platform.users where email = $1 and is_active", &[&self.email])
             .await?;
         let Some(row) = row else { return Ok(()) };
+        // Nobody's mailbox is filled from many addresses at once.
+        let ask = Ask { policy: "mail", key: self.email.clone(), rate: app.config.limits.mail };
+        if app.limits.take(&[ask]).await.iter().any(|verdict| verdict.retry_after.is_some()) {
+            return Ok(());
+        }
         let profile = profile::find(&tx, row.try_get("id")?).await?;
         let token = issue(&tx, app, Purpose::ResetPassword, profile.id, &profile.email, None).await?;
         let fields = [("name", profile.first_name.as_ref()), ("token", token.as_str())];
@@ -424,8 +458,8 @@ async fn issue(
     let now = app.clock.now();
     let (token, hash) = opaque_token("rht")?;
     tx.execute(
-        "update platform.email_tokens set used_at = $3 where user_id = $1 and purpose = $2 and used_at is null",
-        &[&user, &purpose, &now],
+        "delete from platform.email_tokens where user_id = $1 and purpose = $2 and used_at is null",
+        &[&user, &purpose],
     )
     .await?;
     tx.execute(
@@ -470,12 +504,13 @@ async fn redeem(tx: &Tx, app: &App, purposes: &[Purpose], token: &str) -> Result
 }
 
 /// Whose a token is, without using it up.
-async fn find(tx: &Tx, app: &App, purpose: Purpose, token: &str) -> Result<Uuid> {
+async fn find(tx: &Tx, app: &App, purposes: &[Purpose], token: &str) -> Result<Uuid> {
+    let names: Vec<&str> = purposes.iter().map(|purpose| purpose.name()).collect();
     let row = tx
         .query_opt(
             "select user_id from platform.email_tokens \
-             where hash = $1 and purpose = $2 and used_at is null and expires_at > $3",
-            &[&sha256(token.as_bytes()), &purpose, &app.clock.now()],
+             where hash = $1 and purpose = any ($2) and used_at is null and expires_at > $3",
+            &[&sha256(token.as_bytes()), &names, &app.clock.now()],
         )
         .await?;
     Ok(row.ok_or_else(worthless)?.try_get("user_id")?)

@@ -190,16 +190,19 @@ impl AuthApi {
         let person = NewUser { email: &email, username: username.as_ref(), hash, first_name, last_name };
         let value = match organization_name {
             None => {
-                let tx = app.db.begin().await?;
-                let user = insert(&tx, app, person).await?;
                 let Some(token) = invitation_token else {
+                    let tx = app.db.begin().await?;
+                    let user = insert(&tx, app, person).await?;
                     welcome(&tx, app, user, origin).await?;
                     let value = enter(&tx, app, user, origin).await?;
                     tx.commit().await?;
                     return Ok(Created { location: "/api/v1/auth/user".into(), value });
                 };
+                let tenant = invitations::destination(app, &token).await?;
+                let tx = app.db.begin().await?;
+                let user = insert(&tx, app, person).await?;
                 let who = audit::Actor::user(user, origin.clone());
-                let (tx, organization) = invitations::accept(tx, app, &who, &token).await?;
+                let (tx, organization) = invitations::accept(tx, app, &who, &token, &tenant).await?;
                 welcome(&tx, app, user, origin).await?;
                 let value = enter(&tx, app, user, origin).await?;
                 tx.commit().await?;
@@ -249,12 +252,16 @@ impl AuthApi {
             (known, hash, has_mfa) =
                 (Some(row.try_get("id")?), Some(row.try_get("password_hash")?), row.try_get("mfa")?);
         }
+        let compared: Option<String> = hash.clone();
         let subject = Subject::new(known, &typed);
         lockout::attempt(&tx, app, &subject).await?;
         // No connection is held while the password is hashed.
         tx.commit_aside().await?;
         let rate = app.config.limits.login;
-        if let Err(refused) = origin.limit(app, &[Ask { policy: "login", key: subject.key(), rate }]).await {
+        // Without headers: they would tell which names are one account's.
+        if let Err(refused) =
+            origin.limit_quietly(app, &[Ask { policy: "login", key: subject.key(), rate }]).await
+        {
             let tx = app.db.begin().await?;
             lockout::undo(&tx, &subject).await?;
             let (kind, about) = (SecurityEventType::RateLimit, About { user: known, organization: None });
@@ -267,6 +274,19 @@ impl AuthApi {
             return Err(refused(app, &subject, origin).await?);
         };
         let tx = app.db.begin().await?;
+        // While the password was compared it may have been replaced, or a second factor been set up;
+        // with the row locked, neither happens before this session is there to be ended.
+        let row = tx
+            .query_opt(
+                "select 1 from platform.users where id = $1 and is_active and password_hash = $2 \
+                 and (mfa_enabled_at is not null) = $3 for no key update",
+                &[&user, &compared, &has_mfa],
+            )
+            .await?;
+        if row.is_none() {
+            drop(tx);
+            return Err(refused(app, &subject, origin).await?);
+        }
         if has_mfa {
             let Some(code) = mfa_code else {
                 lockout::undo(&tx, &subject).await?;
@@ -305,6 +325,8 @@ impl AuthApi {
         lockout::attempt(&tx, app, &subject).await?;
         tx.commit_aside().await?;
         let tx = app.db.begin().await?;
+        // Whoever ends sessions locks this row first, and takes the challenge away.
+        tx.query("select id from platform.users where id = $1 for no key update", &[&user]).await?;
         if !mfa::check(&tx, app, user, &given.0.code).await? {
             drop(tx);
             return Err(refused(app, &subject, &anybody.origin).await?);
@@ -322,7 +344,7 @@ impl AuthApi {
     ///
     /// A refresh token is good once. One that comes back a second time ends its whole session.
     #[oai(path = "/auth/refresh", method = "post", operation_id = "refresh")]
-    async fn refresh(&self, anybody: Public, given: Body<RefreshRequest>) -> Result<Json<Tokens>> {
+    async fn refresh(&self, anybody: Public<false>, given: Body<RefreshRequest>) -> Result<Json<Tokens>> {
         let token = &given.0.refresh_token;
         Ok(Json(sessions::refresh(&anybody.app, token, &anybody.origin).await?))
     }

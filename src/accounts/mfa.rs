@@ -28,6 +28,7 @@ use crate::{
     db::Tx,
     error::{Code, Error, Result},
     http::{Body, Json, NoContent},
+    mail::{self, Letter},
     types::{example, example_time},
 };
 
@@ -85,6 +86,20 @@ impl Example for MfaCode {
     }
 }
 
+/// The password.
+#[derive(Debug, Deserialize, Object)]
+#[serde(deny_unknown_fields)]
+#[oai(deny_unknown_fields, example)]
+pub struct CurrentPassword {
+    pub password: Password,
+}
+
+impl Example for CurrentPassword {
+    fn example() -> Self {
+        Self { password: example("Correct-Horse-7-Battery") }
+    }
+}
+
 /// The password, and a code from the authenticator or a recovery code.
 #[derive(Debug, Deserialize, Object)]
 #[serde(deny_unknown_fields)]
@@ -138,8 +153,10 @@ impl MfaApi {
 
     /// Begin to set up an authenticator.
     #[oai(path = "/auth/mfa/totp", method = "post", operation_id = "enrol_totp")]
-    async fn enrol(&self, who: User) -> Result<Json<TotpEnrolment>> {
+    async fn enrol(&self, who: User, given: Body<CurrentPassword>) -> Result<Json<TotpEnrolment>> {
         let app = &*who.app;
+        // With a stolen session alone, somebody could shut the owner out with an authenticator of theirs.
+        prove_password(&who, "password", &given.0.password).await?;
         let secret: [u8; 20] = random().map_err(|error| Error::internal(error.to_string()))?;
         let sealed = app
             .sealer
@@ -197,6 +214,7 @@ impl MfaApi {
         let about = About::user(who.id);
         security_events::record(&tx, app, SecurityEventType::MfaEnabled, about, &who.origin, json!({}))
             .await?;
+        tell(&tx, app, who.id, "A second factor was set up").await?;
         tx.commit().await?;
         Ok(Json(codes))
     }
@@ -207,13 +225,8 @@ impl MfaApi {
         let app = &*who.app;
         prove(&who, &given.0).await?;
         let tx = app.db.begin().await?;
-        tx.execute(
-            "update platform.users set mfa_enabled_at = null, sealed_totp_secret = null, version = version + 1 \
-             where id = $1",
-            &[&who.id],
-        )
-        .await?;
-        tx.execute("delete from platform.recovery_codes where user_id = $1", &[&who.id]).await?;
+        remove(&tx, who.id).await?;
+        tell(&tx, app, who.id, "The second factor was removed").await?;
         let about = About::user(who.id);
         security_events::record(&tx, app, SecurityEventType::MfaDisabled, about, &who.origin, json!({}))
             .await?;
@@ -232,6 +245,24 @@ impl MfaApi {
         tx.commit().await?;
         Ok(Json(codes))
     }
+}
+
+async fn tell(tx: &Tx, app: &App, user: Uuid, what: &str) -> Result<()> {
+    let profile = profile::find(tx, user).await?;
+    let fields = [("name", profile.first_name.as_ref()), ("what", what)];
+    mail::post(tx, app, Letter::new(&profile.email, "account_changed", &fields)).await
+}
+
+/// Takes the second factor from an account.
+pub async fn remove(tx: &Tx, user: Uuid) -> Result<()> {
+    tx.execute(
+        "update platform.users set mfa_enabled_at = null, sealed_totp_secret = null, version = version + 1 \
+         where id = $1",
+        &[&user],
+    )
+    .await?;
+    tx.execute("delete from platform.recovery_codes where user_id = $1", &[&user]).await?;
+    Ok(())
 }
 
 /// Password and code, with failures counted like those of a login.
@@ -328,6 +359,8 @@ async fn new_recovery_codes(tx: &Tx, user: Uuid) -> Result<RecoveryCodes> {
         }
         codes.push(code);
     }
+    // Of two renewals at once, the second replaces the first's.
+    tx.query("select id from platform.users where id = $1 for no key update", &[&user]).await?;
     tx.execute("delete from platform.recovery_codes where user_id = $1", &[&user]).await?;
     let hashes: Vec<Vec<u8>> = codes.iter().map(|code| recovery_hash(user, code)).collect();
     tx.execute(

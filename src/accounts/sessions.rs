@@ -19,6 +19,7 @@ use crate::{
     db::{Row, Select, Tx},
     error::{Code, Error, Result},
     http::{IfMatch, Json, NoContent},
+    limits::Ask,
     page::{Page, Paging},
     types::{EXAMPLE_ID, example_time},
 };
@@ -92,6 +93,7 @@ pub async fn refresh(app: &App, token: &str, origin: &Origin) -> Result<Tokens> 
         )
         .await?;
     let Some(fresh) = fresh else {
+        origin.limit_stranger(app).await?;
         let reused = tx
             .query_opt(
                 "update platform.sessions s set revoked_at = $2, revoked_because = 'token_reuse' \
@@ -116,7 +118,8 @@ pub async fn refresh(app: &App, token: &str, origin: &Origin) -> Result<Tokens> 
             &[&session, &now, &(now + lifetime(app))],
         )
         .await?;
-    let user = live.ok_or_else(refused)?.try_get("user_id")?;
+    let user: Uuid = live.ok_or_else(refused)?.try_get("user_id")?;
+    origin.limit(app, &[Ask { policy: "user", key: user.to_string(), rate: app.config.limits.user }]).await?;
     let tokens = issue(&tx, app, user, session).await?;
     tx.commit().await?;
     Ok(tokens)

@@ -7,9 +7,11 @@ use poem_openapi::{
     types::Example,
 };
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
+    accounts::security_events::{self, About, SecurityEventType},
     api::Tag,
     audit::{self, Changes},
     auth::{Access, Permission, Superuser, withdraw},
@@ -258,6 +260,10 @@ impl AdminOrganizationsApi {
         audit::record_platform(&tx, app, &who, "api_key.revoked", Some(key.id), organization, &changes)
             .await?;
         audit::record(&tx, app, &who, "api_key.revoked", key.id, Changes::none()).await?;
+        let about = About { user: Some(key.created_by), organization };
+        let details = json!({"api_key_id": key.id, "because": "revoked by staff"});
+        let kind = SecurityEventType::ApiKeyRevoked;
+        security_events::record(&tx, app, kind, about, &who.0.origin, details).await?;
         tx.commit().await?;
         Ok(NoContent)
     }
@@ -289,6 +295,9 @@ impl House {
         let organization = Some(after.id);
         let changes = Changes::between(&before, &after);
         audit::record_platform(&tx, app, who, action, organization, organization, &changes).await?;
+        // The organization reads its own log; why it was suspended is for staff.
+        let shown = |seen: &AdminOrganization| json!({"plan": seen.plan, "status": seen.status});
+        let changes = Changes::between(&shown(&before), &shown(&after));
         audit::record(&tx, app, who, action, after.id, changes).await?;
         withdraw(&tx, app, Access::Organization { organization: after.id }, action).await?;
         tx.commit().await?;

@@ -7,10 +7,14 @@ use poem_openapi::{
     types::{Example, MaybeUndefined},
 };
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
-    accounts::lockout,
+    accounts::{
+        lockout, mfa,
+        security_events::{self, About, SecurityEventType},
+    },
     api::Tag,
     audit::{self, Changes, PlatformAuditEntry},
     auth::{Access, Superuser, withdraw},
@@ -163,6 +167,14 @@ impl AdminUsersApi {
         let tx = app.db.begin().await?;
         let user = find_to_change(&tx, &who, user_id.0).await?;
         expected.check(user.version)?;
+        // Whoever leaves or hands over at this moment waits for the outcome.
+        tx.query(
+            "select user_id from platform.organization_members where role = 'owner' and organization_id in ( \
+               select organization_id from platform.organization_members where user_id = $1 and role = 'owner') \
+             order by organization_id, user_id for update",
+            &[&user.id],
+        )
+        .await?;
         let alone = tx
             .query(
                 "select o.slug from platform.organization_members m join platform.organizations o \
@@ -185,6 +197,7 @@ impl AdminUsersApi {
         )
         .await?;
         withdraw(&tx, app, Access::Account { user: user.id }, "deleted").await?;
+        tx.execute("delete from platform.organization_members where user_id = $1", &[&user.id]).await?;
         let changes = Changes::deleted(&user);
         audit::record_platform(&tx, app, &who, "user.deleted", Some(user.id), None, &changes).await?;
         tx.commit().await?;
@@ -200,6 +213,23 @@ impl AdminUsersApi {
         lockout::forget(&tx, user.id).await?;
         audit::record_platform(&tx, app, &who, "user.unlocked", Some(user.id), None, &Changes::none())
             .await?;
+        tx.commit().await?;
+        Ok(NoContent)
+    }
+
+    /// Remove the second factor of somebody who has lost it, and end their sessions.
+    #[oai(path = "/admin/users/:user_id/reset-mfa", method = "post", operation_id = "admin_reset_mfa")]
+    async fn reset_mfa(&self, who: Superuser, user_id: Path<Uuid>) -> Result<NoContent> {
+        let app = &*who.0.app;
+        let tx = app.db.begin().await?;
+        let user = find_to_change(&tx, &who, user_id.0).await?;
+        mfa::remove(&tx, user.id).await?;
+        withdraw(&tx, app, Access::Sessions { user: user.id, but: None }, "mfa_reset").await?;
+        let (kind, details) = (SecurityEventType::MfaDisabled, json!({"by": "staff"}));
+        let about = About::user(user.id);
+        security_events::record(&tx, app, kind, about, &who.0.origin, details).await?;
+        let changes = Changes::none();
+        audit::record_platform(&tx, app, &who, "user.mfa_reset", Some(user.id), None, &changes).await?;
         tx.commit().await?;
         Ok(NoContent)
     }

@@ -84,6 +84,14 @@ impl Changes {
         Self(json!({}))
     }
 
+    /// The same, with a field that did not change but says what it is about.
+    pub fn about(mut self, field: &str, value: &str) -> Self {
+        if let Value::Object(changes) = &mut self.0 {
+            changes.entry(field).or_insert_with(|| json!({"before": value, "after": value}));
+        }
+        self
+    }
+
     pub fn created(after: &impl Serialize) -> Self {
         Self::between(&Value::Null, after)
     }

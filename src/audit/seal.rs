@@ -35,10 +35,18 @@ pub async fn seal_pending(app: &App) -> Result<()> {
     drop(tx);
     for row in &rows {
         let organization: Uuid = row.try_get("organization_id")?;
-        match fleet::tenant_by_id(&app.directory, organization).await? {
-            Some(tenant) => while seal_batch(app, &tenant).await? == BATCH as usize {},
-            None => forget(app, organization).await?,
+        // One that cannot be sealed must not keep the others from it.
+        if let Err(error) = seal_one(app, organization).await {
+            tracing::error!(%error, %organization, "the audit log of an organization could not be sealed");
         }
+    }
+    Ok(())
+}
+
+async fn seal_one(app: &App, organization: Uuid) -> Result<()> {
+    match fleet::tenant_by_id(&app.directory, organization).await? {
+        Some(tenant) => while seal_batch(app, &tenant).await? == BATCH as usize {},
+        None => forget(app, organization).await?,
     }
     Ok(())
 }
@@ -62,7 +70,7 @@ async fn seal_batch(app: &App, tenant: &Tenant) -> Result<usize> {
     .await?;
     let head = tx
         .query_opt(
-            "select sequence from platform.audit_heads where organization_id = $1 for update skip locked",
+            "select sequence, seal from platform.audit_heads where organization_id = $1 for update skip locked",
             &[&organization],
         )
         .await?;
@@ -70,6 +78,11 @@ async fn seal_batch(app: &App, tenant: &Tenant) -> Result<usize> {
     let Some(head) = head else { return Ok(0) };
     let mut sequence: i64 = head.try_get("sequence")?;
     let mut last = last_seal(&tx, sequence).await?;
+    // Going on after an end that is not ours would make it look like one.
+    if head_seal(&app.sealer, organization, sequence, &last) != head.try_get::<_, Vec<u8>>("seal")? {
+        tracing::error!(%organization, sequence, "the audit chain was tampered with; it is not continued");
+        return Ok(0);
+    }
     let pending: Vec<Uuid> = tx
         .query(
             "select entry_id from platform.audit_unsealed where organization_id = $1 order by entry_id limit $2",
@@ -84,6 +97,9 @@ async fn seal_batch(app: &App, tenant: &Tenant) -> Result<usize> {
     let rows = tx.query(&sql, &[&pending]).await?;
     if rows.len() < pending.len() {
         tracing::error!(%organization, missing = pending.len() - rows.len(), "audit entries vanished before they were sealed");
+    }
+    if rows.is_empty() {
+        return Ok(0);
     }
     let (mut ids, mut places, mut seals) = (Vec::new(), Vec::new(), Vec::new());
     for row in &rows {
@@ -101,14 +117,18 @@ async fn seal_batch(app: &App, tenant: &Tenant) -> Result<usize> {
         &[&ids, &places, &seals],
     )
     .await?;
-    tx.execute("delete from platform.audit_unsealed where entry_id = any ($1)", &[&pending]).await?;
+    // What vanished before it was sealed stays listed, so that `verify` goes on telling of it.
+    tx.execute("delete from platform.audit_unsealed where entry_id = any ($1)", &[&ids]).await?;
     tx.execute(
         "update platform.audit_heads set sequence = $2, seal = $3 where organization_id = $1",
         &[&organization, &sequence, &head_seal(&app.sealer, organization, sequence, &last)],
     )
     .await?;
     tx.commit().await?;
-    Ok(pending.len())
+    // Kept elsewhere, this shows a database that was put back to an earlier state.
+    let head: String = last.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    tracing::info!(%organization, sequence, head, "audit entries were sealed");
+    Ok(ids.len())
 }
 
 async fn last_seal(tx: &TenantTx, sequence: i64) -> Result<Vec<u8>> {
@@ -116,7 +136,6 @@ async fn last_seal(tx: &TenantTx, sequence: i64) -> Result<Vec<u8>> {
         return Ok(Vec::new());
     }
     let row = tx.query_opt("select seal from audit_log where sequence = $1", &[&sequence]).await?;
-    // The end of the chain was removed; going on after it keeps the gap visible.
     Ok(row.map(|row| row.try_get("seal")).transpose()?.unwrap_or_default())
 }
 
@@ -166,6 +185,8 @@ pub struct Verdict {
     pub sealed: i64,
     /// Entries that wait for their seal.
     pub unsealed: i64,
+    /// The beginning of the last seal; the service logs it whenever it seals.
+    pub head: String,
     /// What is wrong, in the chain's order; empty where nothing is.
     pub problems: Vec<String>,
 }
@@ -181,11 +202,11 @@ pub async fn verify(app: &App, tenant: &Tenant) -> Result<Verdict> {
             &[&organization],
         )
         .await?;
+    let mut problems = Vec::new();
     let (length, head): (i64, Vec<u8>) = match head {
         Some(head) => (head.try_get("sequence")?, head.try_get("seal")?),
         None => (0, head_seal(&app.sealer, organization, 0, &[])),
     };
-    let mut problems = Vec::new();
     let (mut expected, mut last) = (1, Vec::new());
     let sql = format!(
         "select {ENTRY_COLUMNS}, sequence, seal from audit_log where sequence >= $1 order by sequence limit 1000"
@@ -217,20 +238,20 @@ pub async fn verify(app: &App, tenant: &Tenant) -> Result<Verdict> {
     }
     let row = tx
         .query_one(
-            "select count(*) filter (where sequence is null), count(*) filter (where sequence is not null) from audit_log",
-            &[],
-        )
-        .await?;
-    let unsealed: i64 = row.try_get(0)?;
-    let waiting = tx
-        .query_one(
-            "select count(*) from platform.audit_unsealed where organization_id = $1",
+            // In one statement: on a living system more is written meanwhile.
+            "select count(*) filter (where sequence is null), count(*) filter (where sequence is not null), \
+             (select count(*) from platform.audit_unsealed where organization_id = $1) from audit_log",
             &[&organization],
         )
-        .await?
-        .try_get::<_, i64>(0)?;
+        .await?;
+    let (unsealed, waiting): (i64, i64) = (row.try_get(0)?, row.try_get(2)?);
+    // Every log begins with the making of the organization.
+    if length == 0 && waiting == 0 {
+        problems.push("the log is empty".into());
+    }
     if unsealed != waiting {
         problems.push(format!("{unsealed} entries are without a seal, {waiting} wait for one"));
     }
-    Ok(Verdict { sealed: row.try_get(1)?, unsealed, problems })
+    let head = last.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+    Ok(Verdict { sealed: row.try_get(1)?, unsealed, head, problems })
 }

@@ -45,12 +45,12 @@ impl Activity {
         for (of, sql) in [
             (
                 sessions,
-                "update platform.sessions s set last_seen_at = seen.at, last_address = seen.address \
+                "update platform.sessions s set last_seen_at = greatest(s.last_seen_at, seen.at), last_address = seen.address \
                  from unnest($1::uuid[], $2::timestamptz[], $3::text[]) as seen (id, at, address) where s.id = seen.id",
             ),
             (
                 keys,
-                "update platform.api_keys k set last_used_at = seen.at, last_used_address = seen.address \
+                "update platform.api_keys k set last_used_at = greatest(k.last_used_at, seen.at), last_used_address = seen.address \
                  from unnest($1::uuid[], $2::timestamptz[], $3::text[]) as seen (id, at, address) where k.id = seen.id",
             ),
         ] {

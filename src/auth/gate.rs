@@ -3,7 +3,10 @@
 use std::{marker::PhantomData, net::IpAddr, ops::Deref, sync::Arc};
 
 use ipnet::IpNet;
-use poem::{FromRequest, Request, RequestBody, http::header};
+use poem::{
+    FromRequest, Request, RequestBody,
+    http::{Method, header},
+};
 use poem_openapi::{
     ApiExtractor, ApiExtractorType, ExtractParamOptions,
     registry::{MetaSecurityScheme, Registry},
@@ -19,10 +22,11 @@ use super::{
 use crate::{
     api::{API_KEY, BEARER, PUBLIC, SUPERUSER},
     app::App,
+    audit::{self, Changes},
     db::TenantTx,
     error::{Code, Error, Result},
     http::{RequestId, Verdicts, client_address},
-    limits::{Ask, Rate},
+    limits::{Ask, Rate, Verdict},
     tenancy::{self, Tenant},
 };
 
@@ -84,7 +88,9 @@ pub struct KeyHolder(pub Member);
 pub struct Superuser(pub User);
 
 /// Anybody. Written out so that a handler without a gate is seen to be wrong.
-pub struct Public {
+///
+/// Counted against the address that asks, unless the handler counts otherwise.
+pub struct Public<const COUNTED: bool = true> {
     pub app: Arc<App>,
     pub origin: Origin,
 }
@@ -114,8 +120,23 @@ impl Origin {
     /// used up.
     pub async fn limit(&self, app: &App, asks: &[Ask]) -> Result<()> {
         let verdicts = app.limits.take(asks).await;
+        self.verdicts.add(verdicts.clone());
+        Self::judge(verdicts)
+    }
+
+    /// The same without telling how the limits stand.
+    pub async fn limit_quietly(&self, app: &App, asks: &[Ask]) -> Result<()> {
+        Self::judge(app.limits.take(asks).await)
+    }
+
+    /// Counts somebody without credentials, or with wrong ones, by address.
+    pub async fn limit_stranger(&self, app: &App) -> Result<()> {
+        let rate = app.config.limits.anonymous;
+        self.limit(app, &[Ask { policy: "anonymous", key: self.subscriber(), rate }]).await
+    }
+
+    fn judge(verdicts: Vec<Verdict>) -> Result<()> {
         let refused = verdicts.iter().filter_map(|v| Some((v.policy, v.retry_after?))).max_by_key(|r| r.1);
-        self.verdicts.add(verdicts);
         let Some((policy, seconds)) = refused else { return Ok(()) };
         metrics::counter!("rowhouse_rate_limited_total", "policy" => policy).increment(1);
         let told = format!("Too many requests ({policy}). Try again in {seconds} s.");
@@ -143,11 +164,7 @@ fn app(request: &Request) -> Result<Arc<App>> {
     request.data::<Arc<App>>().cloned().ok_or_else(|| Error::internal("the service carries no App"))
 }
 
-fn anonymous(app: &App, origin: &Origin) -> Ask {
-    Ask { policy: "anonymous", key: origin.subscriber(), rate: app.config.limits.anonymous }
-}
-
-impl Public {
+impl<const COUNTED: bool> Public<COUNTED> {
     /// Takes one from a limit of this operation's own, counted by address.
     pub async fn limit(&self, policy: &'static str, rate: Rate) -> Result<()> {
         self.origin.limit(&self.app, &[Ask { policy, key: self.origin.subscriber(), rate }]).await
@@ -185,14 +202,27 @@ impl Credentials {
         Ok(Self::Session { user: claims.sub, session: claims.sid })
     }
 
-    /// Wrong credentials count against the address that they come from.
-    async fn or_limited<T>(app: &App, origin: &Origin, outcome: Result<T>) -> Result<T> {
-        if let Err(error) = &outcome
-            && matches!(error.code(), Code::AuthFailed | Code::TokenExpired)
-        {
-            origin.limit(app, &[anonymous(app, origin)]).await?;
+    /// Whom to count a request against that came to nothing.
+    fn culprit(&self, app: &App) -> Ask {
+        let rate = app.config.limits.user;
+        match self {
+            Self::Session { user, .. } => Ask { policy: "user", key: user.to_string(), rate },
+            Self::Key { hash } => {
+                let key = hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
+                Ask { policy: "api_key", key, rate }
+            }
         }
-        outcome
+    }
+}
+
+/// Counts a request that failed: wrong credentials against the address that they come from, anything
+/// else against whoever was recognised.
+async fn count_failure(app: &App, origin: &Origin, known: Option<&Credentials>, error: &Error) -> Result<()> {
+    match known {
+        Some(credentials) if !matches!(error.code(), Code::AuthFailed | Code::TokenExpired) => {
+            origin.limit(app, &[credentials.culprit(app)]).await
+        }
+        _ => origin.limit_stranger(app).await,
     }
 }
 
@@ -216,15 +246,21 @@ impl User {
         let app = app(request)?;
         let origin = Origin::of(request, &app);
         let outcome = Self::authenticate(request, &app, &origin).await;
-        let (id, session) = match counting {
-            Counting::Yes => Credentials::or_limited(&app, &origin, outcome).await?,
-            Counting::No => outcome?,
-        };
-        if counting == Counting::Yes {
-            let rate = app.config.limits.user;
-            origin.limit(&app, &[Ask { policy: "user", key: id.to_string(), rate }]).await?;
+        if counting == Counting::No {
+            let (id, session) = outcome?;
+            return Ok(Self { app, id, session, origin });
         }
-        Ok(Self { app, id, session, origin })
+        match outcome {
+            Ok((id, session)) => {
+                let rate = app.config.limits.user;
+                origin.limit(&app, &[Ask { policy: "user", key: id.to_string(), rate }]).await?;
+                Ok(Self { app, id, session, origin })
+            }
+            Err(error) => {
+                count_failure(&app, &origin, None, &error).await?;
+                Err(error)
+            }
+        }
     }
 
     async fn authenticate(request: &Request, app: &App, origin: &Origin) -> Result<(Uuid, Uuid)> {
@@ -259,7 +295,16 @@ impl Superuser {
         if !row.try_get::<_, bool>("mfa")? {
             return Err(mfa_required("Staff need a second factor."));
         }
-        Ok(Self(user))
+        let staff = Self(user);
+        // What staff change is recorded with the change; what they look at, here.
+        if counting == Counting::Yes && request.method() == Method::GET {
+            let app = &*staff.0.app;
+            let looked = Changes::created(&json!({"at": request.original_uri().to_string()}));
+            let tx = app.db.begin().await?;
+            audit::record_platform(&tx, app, &staff, "staff.looked", None, None, &looked).await?;
+            tx.commit().await?;
+        }
+        Ok(staff)
     }
 }
 
@@ -283,12 +328,12 @@ struct Found {
 }
 
 impl Found {
-    async fn of(request: &Request, app: &App, origin: &Origin) -> Result<Self> {
-        match Credentials::of(request, app).await? {
+    async fn of(request: &Request, app: &App, origin: &Origin, credentials: &Credentials) -> Result<Self> {
+        match credentials {
             Credentials::Session { user, session } => {
-                Self::by_session(request, app, origin, user, session).await
+                Self::by_session(request, app, origin, *user, *session).await
             }
-            Credentials::Key { hash } => Self::by_key(request, app, origin, &hash).await,
+            Credentials::Key { hash } => Self::by_key(request, app, origin, hash).await,
         }
     }
 
@@ -388,18 +433,44 @@ impl Member {
     ) -> Result<Self> {
         let app = app(request)?;
         let origin = Origin::of(request, &app);
-        let outcome = Found::of(request, &app, &origin).await;
-        let found = match counting {
-            Counting::Yes => Credentials::or_limited(&app, &origin, outcome).await?,
-            Counting::No => outcome?,
+        let (known, outcome) = match Credentials::of(request, &app).await {
+            Ok(credentials) => {
+                let outcome =
+                    Self::admit(request, &app, &origin, &credentials, asked, including_deleted).await;
+                (Some(credentials), outcome)
+            }
+            Err(error) => (None, Err(error)),
         };
+        match outcome {
+            Ok((member, limits)) => {
+                if counting == Counting::Yes {
+                    origin.limit(&app, &limits).await?;
+                }
+                Ok(member)
+            }
+            Err(error) => {
+                if counting == Counting::Yes {
+                    count_failure(&app, &origin, known.as_ref(), &error).await?;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// The member behind the credentials, and the limits that they come under.
+    async fn admit(
+        request: &Request,
+        app: &Arc<App>,
+        origin: &Origin,
+        credentials: &Credentials,
+        asked: Option<Permission>,
+        including_deleted: bool,
+    ) -> Result<(Self, [Ask; 2])> {
+        let found = Found::of(request, app, origin, credentials).await?;
         // To somebody outside it, an organization does not exist.
         let Some(role) = found.role else {
             return Err(tenancy::unknown());
         };
-        if counting == Counting::Yes {
-            origin.limit(&app, &found.limits(&app)).await?;
-        }
         let tenant = &found.tenant;
         if tenant.is_deleted() && !including_deleted {
             return Err(tenancy::unknown());
@@ -426,8 +497,10 @@ impl Member {
                 None => format!("This needs the permission {asked}, which your role {role} does not have."),
             }));
         }
-        let key = found.key.map(|(key, _)| key);
-        Ok(Self { app, user_id: found.user_id, key, role, permissions, tenant: found.tenant, origin })
+        let limits = found.limits(app);
+        let Found { user_id, key, tenant, .. } = found;
+        let (app, key, origin) = (app.clone(), key.map(|(key, _)| key), origin.clone());
+        Ok((Self { app, user_id, key, role, permissions, tenant, origin }, limits))
     }
 }
 
@@ -512,10 +585,12 @@ gate!([] KeyHolder, vec![API_KEY], |request| {
         None => Err(Error::new(Code::AuthFailed, "Send an API key as X-API-Key."))?,
     }
 });
-gate!([] Public, vec![PUBLIC], |request| {
+gate!([const COUNTED: bool] Public<COUNTED>, vec![PUBLIC], |request| {
     let app = app(request)?;
     let origin = Origin::of(request, &app);
-    origin.limit(&app, &[anonymous(&app, &origin)]).await?;
+    if COUNTED {
+        origin.limit_stranger(&app).await?;
+    }
     Self { app, origin }
 });
 

@@ -120,7 +120,9 @@ async fn audit_verify(app: &App, name: Option<String>) -> anyhow::Result<()> {
         })?;
         let found = audit::verify(app, &tenant).await.map_err(plain)?;
         match found.problems.is_empty() {
-            true => println!("  ok    {name}: {} entries", found.sealed),
+            true => {
+                println!("  ok    {name}: {} entries, the last seal begins with {}", found.sealed, found.head)
+            }
             false => broken += 1,
         }
         for problem in found.problems {

@@ -212,9 +212,14 @@ struct Abandon {
 impl Abandon {
     async fn settle(mut self, response: Response) -> Result<Response> {
         let Some(id) = self.id else { return Ok(response) };
-        // "Try again" must not be the answer for a day.
-        let final_answer = !response.status().is_server_error()
-            && ![StatusCode::UNAUTHORIZED, StatusCode::TOO_MANY_REQUESTS].contains(&response.status());
+        // What time or somebody else mends must not be the answer for a day.
+        let passing = [
+            StatusCode::UNAUTHORIZED,
+            StatusCode::PAYMENT_REQUIRED,
+            StatusCode::LOCKED,
+            StatusCode::TOO_MANY_REQUESTS,
+        ];
+        let final_answer = !response.status().is_server_error() && !passing.contains(&response.status());
         let (mut parts, body) = response.into_parts();
         let bytes = body.into_bytes().await.map_err(Error::internal)?;
         if final_answer {

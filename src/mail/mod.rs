@@ -180,8 +180,18 @@ mod tests {
     fn every_letter_can_be_written() {
         for (kind, draft) in DRAFTS.iter() {
             // Whatever a letter may ask for.
-            let names =
-                ["name", "token", "organization", "inviter", "role", "address", "new_email", "key", "time"];
+            let names = [
+                "name",
+                "token",
+                "organization",
+                "inviter",
+                "role",
+                "address",
+                "new_email",
+                "key",
+                "time",
+                "what",
+            ];
             let fields: Vec<(&str, &str)> = names.iter().map(|name| (*name, "<Tom & Co>")).collect();
             let letter = Letter::new(&"ana@example.com".parse().unwrap(), kind, &fields);
             let written = write(&letter, "https://app.example.com/").unwrap();

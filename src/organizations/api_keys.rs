@@ -551,6 +551,15 @@ fn check(who: &Member, key: &mut ApiKey, before: Option<&ApiKey>, now: DateTime<
 
 async fn insert(tx: &TenantTx, who: &Member, mut about: ApiKey) -> Result<NewlyMadeApiKey> {
     check(who, &mut about, None, who.app.clock.now())?;
+    // A removal that is under way is waited for, or waits: it must see this key.
+    let member = tx
+        .query_opt(
+            "select 1 from platform.organization_members where organization_id = $1 and user_id = $2 and is_active \
+             for share",
+            &[&tx.organization(), &who.user_id],
+        )
+        .await?;
+    member.ok_or_else(|| Error::denied("You are not a member any more."))?;
     let (key, hash) = api_keys::generate(about.environment)?;
     about.hint = api_keys::hint(&key);
     let scopes: Vec<&str> = about.scopes.iter().map(|scope| scope.name()).collect();

@@ -23,9 +23,10 @@ use crate::{
     db::{PlatformTx, Row, Select, TenantTx, Tx},
     error::{Code, Error, OnConstraint, Result},
     http::{Body, Created, IfMatch, Json, NoContent, Versioned},
+    limits::Ask,
     mail::{self, Letter},
     page::{Page, Paging},
-    tenancy::{self, fleet},
+    tenancy::{Tenant, fleet},
     types::{EXAMPLE_ID, Email, Name, example, example_time, text_enum},
 };
 
@@ -187,6 +188,7 @@ impl InvitationsApi {
         let app = &*who.app;
         let now = app.clock.now();
         let organization = who.tenant.id();
+        limit(&who, &email).await?;
         let tx = who.begin().await?;
         must_be_verified(&tx, who.user_id).await?;
         billing::reserve_user(&tx, organization, now).await?;
@@ -263,6 +265,8 @@ impl InvitationsApi {
         let now = app.clock.now();
         let tx = who.begin().await?;
         must_be_verified(&tx, who.user_id).await?;
+        // In the order of those who invite: the organization first.
+        super::lock(&tx, who.tenant.id()).await?;
         let mut invitation = find_open(&tx, &who, invitation_id.0).await?;
         if invitation.state == InvitationState::Expired {
             billing::reserve_user(&tx, who.tenant.id(), now).await?;
@@ -350,8 +354,9 @@ impl InvitationsApi {
     /// `invitation_token`.
     #[oai(path = "/invitations/accept", method = "post", operation_id = "accept_invitation")]
     async fn accept(&self, who: User, given: Body<InvitationToken>) -> Result<Json<Organization>> {
+        let tenant = destination(&who.app, &given.0.token).await?;
         let tx = who.app.db.begin().await?;
-        let (tx, organization) = accept(tx, &who.app, &Actor::from(&who), &given.0.token).await?;
+        let (tx, organization) = accept(tx, &who.app, &Actor::from(&who), &given.0.token, &tenant).await?;
         tx.commit().await?;
         Ok(Json(organization))
     }
@@ -364,16 +369,32 @@ fn worthless() -> Error {
     )
 }
 
-/// Whoever may manage members invites to what they rule; others to what is below them in data too.
+/// Members and viewers are invited by whoever may invite. A higher role is given only by those who
+/// manage members and have all that it brings: a key, or an admin to whom something is denied, must
+/// not make somebody who may more than they.
 fn may_invite(who: &Member, role: Role) -> Result<()> {
-    let allowed = match who.may(Permission::MembersManage) {
-        true => who.role.rules(role),
-        false => matches!(role, Role::Member | Role::Viewer),
+    let allowed = match role {
+        Role::Member | Role::Viewer => true,
+        _ => {
+            who.may(Permission::MembersManage)
+                && who.role.rules(role)
+                && role.permissions().iter().all(|permission| who.may(permission))
+        }
     };
     if allowed {
         return Ok(());
     }
     Err(Error::denied(format!("As {} you cannot invite somebody as {role}.", who.role)))
+}
+
+/// Invitations are mail to strangers: so many for an organization, and fewer to one address.
+async fn limit(who: &Member, email: &Email) -> Result<()> {
+    let limits = &who.app.config.limits;
+    let asks = [
+        Ask { policy: "invitations", key: who.tenant.id().to_string(), rate: limits.invitations },
+        Ask { policy: "mail", key: email.to_string(), rate: limits.mail },
+    ];
+    who.origin.limit(&who.app, &asks).await
 }
 
 /// Mail in somebody's name is sent for those who have shown that they can be reached themselves.
@@ -442,28 +463,39 @@ async fn find_open(tx: &TenantTx, who: &Member, id: Uuid) -> Result<Invitation> 
     }
 }
 
+/// Which organization a token leads to. Looked up before the transaction that uses it begins, as the
+/// directory may need a connection of its own.
+pub async fn destination(app: &App, token: &str) -> Result<Tenant> {
+    let tx = app.db.begin().await?;
+    let sql = "select organization_id from platform.invitations where token_hash = $1";
+    let row = tx.query_opt(sql, &[&sha256(token.as_bytes())]).await?;
+    drop(tx);
+    fleet::tenant_by_id(&app.directory, row.ok_or_else(worthless)?.try_get("organization_id")?)
+        .await?
+        .filter(|tenant| !tenant.is_deleted() && !tenant.is_suspended())
+        .ok_or_else(worthless)
+}
+
 /// Makes somebody a member by the token that was mailed to their address. Of two uses at once, one
 /// gets in. Goes on in the organization's schema.
-pub async fn accept(tx: PlatformTx, app: &App, who: &Actor, token: &str) -> Result<(TenantTx, Organization)> {
+pub async fn accept(
+    tx: PlatformTx,
+    app: &App,
+    who: &Actor,
+    token: &str,
+    tenant: &Tenant,
+) -> Result<(TenantTx, Organization)> {
     let now = app.clock.now();
     let user = who.id.ok_or_else(|| Error::internal("an invitation is accepted by a user"))?;
     let hash = sha256(token.as_bytes());
-    let row = tx
-        .query_opt("select organization_id from platform.invitations where token_hash = $1", &[&hash])
-        .await?
-        .ok_or_else(worthless)?;
-    let tenant = fleet::tenant_by_id(&app.directory, row.try_get("organization_id")?)
-        .await?
-        .filter(|tenant| !tenant.is_deleted() && !tenant.is_suspended())
-        .ok_or_else(worthless)?;
     // In the order of those who invite: the organization first.
     super::lock(&tx, tenant.id()).await?;
     let row = tx
         .query_opt(
             "update platform.invitations set accepted_at = $2, accepted_by = $3, version = version + 1 \
              where token_hash = $1 and accepted_at is null and revoked_at is null and expires_at > $2 \
-             returning id, email, role, invited_by",
-            &[&hash, &now, &user],
+             and organization_id = $4 returning id, email, role, invited_by",
+            &[&hash, &now, &user, &tenant.id()],
         )
         .await?
         .ok_or_else(worthless)?;
@@ -471,6 +503,9 @@ pub async fn accept(tx: PlatformTx, app: &App, who: &Actor, token: &str) -> Resu
         (row.try_get("id")?, row.try_get("email")?, row.try_get("role")?);
     if profile::find(&tx, user).await?.email != email {
         return Err(Error::denied("The invitation was sent to another address than your account's."));
+    }
+    if !inviter_may_still(&tx, tenant.id(), row.try_get("invited_by")?, role).await? {
+        return Err(worthless());
     }
     billing::reserve_user(&tx, tenant.id(), now).await?;
     members::insert(&tx, tenant.id(), user, role, now)
@@ -485,6 +520,21 @@ pub async fn accept(tx: PlatformTx, app: &App, who: &Actor, token: &str) -> Resu
     let tx = tenant.enter(tx).await?;
     let changes = Changes::created(&serde_json::json!({"email": email, "role": role, "invitation_id": id}));
     audit::record(&tx, app, who.clone(), "member.joined", user, changes).await?;
-    let organization = super::find(&tx, tenancy::Tenant::id(&tenant), user).await?;
+    let organization = super::find(&tx, tenant.id(), user).await?;
     Ok((tx, organization))
+}
+
+/// Whether whoever invited could do so now: they may have left since, or be less than they were.
+async fn inviter_may_still(tx: &Tx, organization: Uuid, inviter: Uuid, role: Role) -> Result<bool> {
+    Ok(match members::find(tx, organization, inviter).await {
+        Ok(member) => {
+            let may = |permission: Permission| member.permissions.contains(&permission);
+            let high = !matches!(role, Role::Member | Role::Viewer);
+            member.is_active
+                && may(Permission::MembersInvite)
+                && (!high || (member.role.rules(role) && role.permissions().iter().all(may)))
+        }
+        Err(error) if error.code() == Code::NotFound => false,
+        Err(error) => return Err(error),
+    })
 }

@@ -287,7 +287,7 @@ fn from_row(row: &Row) -> Result<MemberView> {
     })
 }
 
-async fn find(tx: &Tx, organization: Uuid, user: Uuid) -> Result<MemberView> {
+pub(super) async fn find(tx: &Tx, organization: Uuid, user: Uuid) -> Result<MemberView> {
     let sql = format!("select {COLUMNS} from {FROM} where m.organization_id = $1 and m.user_id = $2");
     let row = tx.query_opt(&sql, &[&organization, &user]).await?;
     from_row(&row.ok_or_else(|| Error::not_found("member"))?)
@@ -343,8 +343,9 @@ pub async fn must_be_active(tx: &Tx, organization: Uuid, users: &[Uuid], field: 
     }
     let stranger = tx
         .query_opt(
-            "select wanted.id from unnest($2::uuid[]) as wanted (id) left join platform.organization_members m \
-             on m.organization_id = $1 and m.user_id = wanted.id and m.is_active where m.user_id is null limit 1",
+            "select wanted.id from unnest($2::uuid[]) as wanted (id) where not exists ( \
+               select 1 from platform.organization_members m join platform.users u on u.id = m.user_id \
+               where m.organization_id = $1 and m.user_id = wanted.id and m.is_active and u.is_active) limit 1",
             &[&organization, &users],
         )
         .await?;

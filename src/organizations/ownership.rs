@@ -17,7 +17,7 @@ use crate::{
         permissions::{OrganizationLeave, OrganizationTransfer},
         withdraw,
     },
-    error::Result,
+    error::{Error, Result},
     http::{Body, Json, NoContent},
     types::EXAMPLE_ID,
 };
@@ -57,12 +57,19 @@ impl OwnershipApi {
     ) -> Result<Json<Organization>> {
         let organization = who.tenant.id();
         let heir = to.0.user_id;
+        // The permission can be granted to others, but only an owner has something to hand over.
+        if who.role != Role::Owner {
+            return Err(Error::denied("Only an owner can hand the organization over."));
+        }
+        if heir == who.user_id {
+            return Err(Error::invalid("user_id", "You own the organization already."));
+        }
         let tx = who.begin().await?;
         lock_owners(&tx, &who).await?;
         members::must_be_active(&tx, organization, &[heir], "user_id").await?;
         for (user, role) in [(who.user_id, Role::Admin), (heir, Role::Owner)] {
             tx.execute(
-                "update platform.organization_members set role = $3, denials = '{}', version = version + 1, \
+                "update platform.organization_members set role = $3, grants = '{}', denials = '{}', version = version + 1, \
                  updated_at = $4 where organization_id = $1 and user_id = $2",
                 &[&organization, &user, &role, &who.app.clock.now()],
             )

@@ -243,7 +243,7 @@ pub fn configuration(database: &str) -> Config {
         "[database]\nurl = {:?}\npool_size = 4\n[auth]\nsecret_key = \"AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\"\n\
          lockout_attempts = 1000\n\
          [limits]\nanonymous = \"off\"\nuser = \"off\"\norganization = \"off\"\nregister = \"off\"\nlogin = \"off\"\n\
-         change_password = \"off\"\npassword_reset = \"off\"\n\
+         change_password = \"off\"\npassword_reset = \"off\"\ninvitations = \"off\"\nmail = \"off\"\n\
          [mail]\nsmtp_url = \"smtp://{}\"\n\
          [tenancy]\nspare_schemas = 2\ndns_server = \"{}\"\n",
         database_url(database),
