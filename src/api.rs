@@ -7,7 +7,7 @@ use poem::{
     http::{Method, StatusCode, header},
     web::{Data, Html},
 };
-use poem_openapi::{OpenApiService, Tags};
+use poem_openapi::{OpenApi, OpenApiService, Tags};
 use serde_json::{Map, Value, json};
 use std::sync::{Arc, LazyLock};
 
@@ -51,6 +51,7 @@ pub enum Tag {
     /// What there is to do.
     Tasks,
     /// Programs that act for an organization.
+    #[oai(rename = "API keys")]
     ApiKeys,
     /// Who did what.
     Audit,
@@ -61,52 +62,29 @@ pub enum Tag {
 }
 
 /// Every API, by room; tuples end at sixteen.
-type Apis = (
-    (
-        accounts::AuthApi,
-        accounts::ProfileApi,
-        accounts::emails::EmailsApi,
-        accounts::mfa::MfaApi,
-        accounts::sessions::SessionsApi,
-        accounts::security_events::SecurityEventsApi,
-    ),
-    (
-        organizations::OrganizationsApi,
-        organizations::settings::SettingsApi,
-        organizations::members::MembersApi,
-        organizations::ownership::OwnershipApi,
-        organizations::invitations::InvitationsApi,
-        organizations::domains::DomainsApi,
-        organizations::api_keys::ApiKeysApi,
-    ),
-    (audit::AuditApi, flags::FlagsApi, admin::AdminUsersApi, admin::AdminOrganizationsApi),
-    (work::projects::ProjectsApi, work::tasks::TasksApi),
-);
-
-const APIS: Apis = (
-    (
-        accounts::AuthApi,
-        accounts::ProfileApi,
-        accounts::emails::EmailsApi,
-        accounts::mfa::MfaApi,
-        accounts::sessions::SessionsApi,
-        accounts::security_events::SecurityEventsApi,
-    ),
-    (
-        organizations::OrganizationsApi,
-        organizations::settings::SettingsApi,
-        organizations::members::MembersApi,
-        organizations::ownership::OwnershipApi,
-        organizations::invitations::InvitationsApi,
-        organizations::domains::DomainsApi,
-        organizations::api_keys::ApiKeysApi,
-    ),
-    (audit::AuditApi, flags::FlagsApi, admin::AdminUsersApi, admin::AdminOrganizationsApi),
-    (work::projects::ProjectsApi, work::tasks::TasksApi),
-);
-
-fn service() -> OpenApiService<Apis, ()> {
-    OpenApiService::new(APIS, "Rowhouse", env!("CARGO_PKG_VERSION")).server(BASE).description(
+fn service() -> OpenApiService<impl OpenApi, ()> {
+    let apis = (
+        (
+            accounts::AuthApi,
+            accounts::ProfileApi,
+            accounts::emails::EmailsApi,
+            accounts::mfa::MfaApi,
+            accounts::sessions::SessionsApi,
+            accounts::security_events::SecurityEventsApi,
+        ),
+        (
+            organizations::OrganizationsApi,
+            organizations::settings::SettingsApi,
+            organizations::members::MembersApi,
+            organizations::ownership::OwnershipApi,
+            organizations::invitations::InvitationsApi,
+            organizations::domains::DomainsApi,
+            organizations::api_keys::ApiKeysApi,
+        ),
+        (audit::AuditApi, flags::FlagsApi, admin::AdminUsersApi, admin::AdminOrganizationsApi),
+        (work::projects::ProjectsApi, work::tasks::TasksApi),
+    );
+    OpenApiService::new(apis, "Rowhouse", env!("CARGO_PKG_VERSION")).server(BASE).description(
         "The backend that a company picks instead of building its own: many organizations in one service, each in \
          a Postgres schema of its own.\n\nName the organization by its subdomain or with `X-Organization-Id` (id or \
          slug). Every error has one shape; `code` is for programs, `message` for people, `request_id` for support.",

@@ -33,42 +33,52 @@ impl Activity {
         seen.insert(what, (now, origin.address_text()));
     }
 
-    /// Writes what was seen.
+    /// Writes what was seen; what could not be written is kept for the next time.
     pub async fn flush(&self, app: &App) -> Result<()> {
         let seen = std::mem::take(&mut *self.0.lock().expect("nothing panics with the lock held"));
-        if seen.is_empty() {
-            return Ok(());
-        }
-        let (sessions, keys): (Vec<_>, Vec<_>) =
-            seen.into_iter().partition(|(what, _)| matches!(what, Seen::Session(_)));
-        let tx = app.db.begin().await?;
-        for (of, sql) in [
-            (
-                sessions,
-                "update platform.sessions s set last_seen_at = greatest(s.last_seen_at, seen.at), last_address = seen.address \
-                 from unnest($1::uuid[], $2::timestamptz[], $3::text[]) as seen (id, at, address) where s.id = seen.id",
-            ),
-            (
-                keys,
-                "update platform.api_keys k set last_used_at = greatest(k.last_used_at, seen.at), last_used_address = seen.address \
-                 from unnest($1::uuid[], $2::timestamptz[], $3::text[]) as seen (id, at, address) where k.id = seen.id",
-            ),
-        ] {
-            // In one order everywhere, so that two instances do not wait for each other in a circle.
-            let mut rows: Vec<(Uuid, DateTime<Utc>, Option<String>)> = of
-                .into_iter()
-                .map(|(what, (at, address))| match what {
-                    Seen::Session(id) | Seen::Key(id) => (id, at, address),
-                })
-                .collect();
-            rows.sort();
-            let ids: Vec<Uuid> = rows.iter().map(|row| row.0).collect();
-            let times: Vec<DateTime<Utc>> = rows.iter().map(|row| row.1).collect();
-            let addresses: Vec<Option<&str>> = rows.iter().map(|row| row.2.as_deref()).collect();
-            if !ids.is_empty() {
-                tx.execute(sql, &[&ids, &times, &addresses]).await?;
+        let written = write(app, &seen).await;
+        if written.is_err() {
+            let mut newer = self.0.lock().expect("nothing panics with the lock held");
+            for (what, used) in seen {
+                newer.entry(what).or_insert(used);
             }
         }
-        tx.commit().await
+        written
     }
+}
+
+async fn write(app: &App, seen: &HashMap<Seen, Use>) -> Result<()> {
+    let (mut sessions, mut keys) = (Vec::new(), Vec::new());
+    for (what, (at, address)) in seen {
+        match what {
+            Seen::Session(id) => sessions.push((*id, *at, address.as_deref())),
+            Seen::Key(id) => keys.push((*id, *at, address.as_deref())),
+        }
+    }
+    for (mut rows, sql) in [
+        (
+            sessions,
+            "update platform.sessions s set last_seen_at = greatest(s.last_seen_at, seen.at), \
+             last_address = seen.address \
+             from unnest($1::uuid[], $2::timestamptz[], $3::text[]) as seen (id, at, address) where s.id = seen.id",
+        ),
+        (
+            keys,
+            "update platform.api_keys k set last_used_at = greatest(k.last_used_at, seen.at), \
+             last_used_address = seen.address \
+             from unnest($1::uuid[], $2::timestamptz[], $3::text[]) as seen (id, at, address) where k.id = seen.id",
+        ),
+    ] {
+        if rows.is_empty() {
+            continue;
+        }
+        rows.sort();
+        let ids: Vec<Uuid> = rows.iter().map(|row| row.0).collect();
+        let times: Vec<DateTime<Utc>> = rows.iter().map(|row| row.1).collect();
+        let addresses: Vec<Option<&str>> = rows.iter().map(|row| row.2).collect();
+        let tx = app.db.begin().await?;
+        tx.execute(sql, &[&ids, &times, &addresses]).await?;
+        tx.commit().await?;
+    }
+    Ok(())
 }

@@ -343,6 +343,9 @@ impl ApiKeysApi {
         change(&mut key.allowed_ips, "allowed_ips", to.0.allowed_ips)?;
         change_optional(&mut key.description, to.0.description);
         change_optional(&mut key.expires_at, to.0.expires_at);
+        if before.successor_id.is_some() && key.expires_at != before.expires_at {
+            return Err(Error::conflict("This key was rotated; its successor is the one to keep."));
+        }
         check(&who, &mut key, Some(&before), now)?;
         key.version += 1;
         store(&tx, &key, now).await?;

@@ -23,9 +23,10 @@ use crate::{
     app::App,
     audit::{self, Actor, Changes},
     auth::{
-        Can, Role, User,
+        Access, Can, Role, User,
         permissions::{OrganizationDelete, OrganizationRead, SettingsManage},
         sealing::random,
+        withdraw,
     },
     billing::Plan,
     db::{Row, Select, TenantTx, Tx},
@@ -264,6 +265,7 @@ impl OrganizationsApi {
         }
         expected.check(organization.version)?;
         set_deleted(&tx, &who.app, organization.id, Some(who.app.clock.now())).await?;
+        withdraw(&tx, &who.app, Access::Organization { organization: organization.id }, "deleted").await?;
         audit::record(&tx, &who.app, &*who, "organization.deleted", organization.id, Changes::none()).await?;
         tx.commit().await?;
         who.app.directory.forget(organization.id);
@@ -291,6 +293,7 @@ impl OrganizationsApi {
             return Err(tenancy::unknown());
         }
         set_deleted(&tx, &who.app, organization.id, None).await?;
+        tenancy::changed(&tx, organization.id).await?;
         audit::record(&tx, &who.app, &*who, "organization.restored", organization.id, Changes::none())
             .await?;
         let organization = find(&tx, organization.id, who.user_id).await?;
@@ -464,5 +467,5 @@ async fn set_deleted(tx: &Tx, app: &App, id: Uuid, at: Option<DateTime<Utc>>) ->
         &[&id, &at, &app.clock.now()],
     )
     .await?;
-    tenancy::changed(tx, id).await
+    Ok(())
 }
