@@ -259,7 +259,7 @@ static SCRIPT: LazyLock<Script> = LazyLock::new(|| {
 });
 
 /// A request waits for Redis no longer than this.
-const PATIENCE: Duration = Duration::from_millis(250);
+const PATIENCE: Duration = Duration::from_millis(500);
 /// After a failure, Redis is left alone for so long.
 const PAUSE: Duration = Duration::from_secs(1);
 

@@ -190,6 +190,13 @@ impl TestApp {
         find().unwrap()
     }
 
+    /// Whether this instance counts requests together with others now.
+    pub async fn shares_limits(&self) -> bool {
+        let app = self.app.clone();
+        // The connection lives on the runtime that it was made on.
+        RUNTIME.spawn(async move { app.limits.is_shared().await }).await.unwrap()
+    }
+
     /// Runs a statement on the platform tables.
     pub async fn sql(&self, sql: &str) {
         let app = self.app.clone();
