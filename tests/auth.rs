@@ -266,3 +266,18 @@ async fn a_deactivated_account_is_out_at_once() {
     let body = json!({"email": person.email, "password": PASSWORD});
     app.anonymous().post("/auth/login", body).await.refused(401, "AUTH_FAILED");
 }
+
+#[tokio::test]
+async fn of_two_uses_of_a_refresh_token_at_once_one_counts_and_the_session_ends() {
+    let app = TestApp::shared();
+    let person = app.person().await;
+    let anybody = app.anonymous();
+    let body = json!({"refresh_token": person.refresh_token});
+    let uses = (0..4).map(|_| anybody.post("/auth/refresh", body.clone()));
+    let answers = futures_util::future::join_all(uses).await;
+    let won: Vec<_> = answers.iter().filter(|answer| answer.status == 200).collect();
+    assert_eq!(won.len(), 1);
+    let next = json!({"refresh_token": won[0].json()["refresh_token"]});
+    anybody.post("/auth/refresh", next).await.refused(401, "AUTH_FAILED");
+    person.client.get("/auth/user").await.refused(401, "AUTH_FAILED");
+}

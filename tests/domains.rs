@@ -61,6 +61,11 @@ async fn a_proved_domain_is_one_organization_s() {
     let mut statuses = [a.status.as_u16(), b.status.as_u16()];
     statuses.sort();
     assert_eq!(statuses, [200, 409]);
+    // It is free again when its organization is deleted.
+    let (holder, waiting, again) =
+        if a.status == 200 { (&team, &rival, &verify[1]) } else { (&rival, &team, &verify[0]) };
+    holder.owner.delete(&holder.path("")).await.expect(204);
+    waiting.owner.post(again, json!(null)).await.expect(200);
 }
 
 #[tokio::test]

@@ -259,6 +259,14 @@ impl DomainsApi {
     }
 }
 
+/// Gives the domains of an organization that is being deleted back: others may prove them now, and it
+/// proves them anew should it be restored.
+pub(super) async fn release(tx: &TenantTx) -> Result<()> {
+    let sql = "update platform.organization_domains set verified_at = null where organization_id = $1";
+    tx.execute(sql, &[&tx.organization()]).await?;
+    Ok(())
+}
+
 const COLUMNS: &str = "id, domain, verified_at, challenge, created_at";
 
 fn from_row(row: &Row) -> Result<Domain> {
@@ -280,7 +288,7 @@ async fn find(tx: &TenantTx, id: Uuid) -> Result<Domain> {
     from_row(&row.ok_or_else(|| Error::not_found("domain"))?)
 }
 
-/// The TXT records of a name, asked of the server itself: an answer that somebody keeps may be old.
+/// The TXT records of a name; nothing is kept from one question to the next.
 async fn texts(app: &App, name: &str) -> Result<Vec<String>> {
     let unreachable = |error: &dyn std::fmt::Display| {
         Error::unavailable("The DNS does not answer. Try again in a moment.", 10).caused_by(error.to_string())

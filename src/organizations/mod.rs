@@ -265,6 +265,7 @@ impl OrganizationsApi {
         }
         expected.check(organization.version)?;
         set_deleted(&tx, &who.app, organization.id, Some(who.app.clock.now())).await?;
+        domains::release(&tx).await?;
         withdraw(&tx, &who.app, Access::Organization { organization: organization.id }, "deleted").await?;
         audit::record(&tx, &who.app, &*who, "organization.deleted", organization.id, Changes::none()).await?;
         tx.commit().await?;
