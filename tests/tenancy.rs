@@ -155,6 +155,35 @@ async fn names_tell_a_stranger_nothing() {
     }
 }
 
+/// Anybody can make origins up; the database is not asked for all of them.
+#[tokio::test]
+async fn made_up_origins_are_limited() {
+    let app = TestApp::with(|config| {
+        config.limits.anonymous = "3/h".parse().unwrap();
+        config.http.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()];
+    });
+    let team = app.team().await;
+    let domain = format!("pages.{}.test", team.slug);
+    app.sql(&format!(
+        "insert into platform.organization_domains (id, organization_id, domain, verified_at) \
+         values (gen_random_uuid(), '{}', '{domain}', now())",
+        team.id
+    ))
+    .await;
+    let from = |address: &str, origin: &str| {
+        let origin = format!("https://{origin}");
+        team.owner.header("x-forwarded-for", address).header("origin", &origin)
+    };
+    for n in 0..3 {
+        let page = from("198.51.100.1", &format!("made-up-{n}.test"));
+        page.get("/projects").await.refused(403, "PERMISSION_DENIED");
+    }
+    from("198.51.100.1", &domain).get("/projects").await.refused(403, "PERMISSION_DENIED");
+    from("198.51.100.2", &domain).get("/projects").await.expect(200);
+    // Known by now, to everybody.
+    from("198.51.100.1", &domain).get("/projects").await.expect(200);
+}
+
 #[tokio::test]
 async fn pages_of_an_organization_s_own_domain_may_call() {
     let app = TestApp::shared();

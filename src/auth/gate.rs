@@ -106,7 +106,7 @@ pub struct Origin {
 }
 
 impl Origin {
-    fn of(request: &Request, app: &App) -> Self {
+    pub fn of(request: &Request, app: &App) -> Self {
         let cut = |text: &str| text.chars().filter(|c| !c.is_control()).take(300).collect();
         Self {
             address: client_address(request, &app.config.http.trusted_proxies),

@@ -17,6 +17,7 @@ use super::{
 use crate::{
     api,
     app::App,
+    auth::Origin,
     error::{Error, Result},
     tenancy,
 };
@@ -61,7 +62,8 @@ impl<E> CrossOrigin<E> {
             return Ok(true);
         }
         // A page of an organization's own domain.
-        Ok(origin.starts_with("https://") && tenancy::is_domain(&self.app, authority).await?)
+        let may_ask = async { Origin::of(request, &self.app).limit_stranger(&self.app).await.is_ok() };
+        Ok(origin.starts_with("https://") && tenancy::is_domain(&self.app, authority, may_ask).await?)
     }
 }
 

@@ -100,6 +100,11 @@ impl Directory {
         self.spare_taken.notify_one();
     }
 
+    /// Whether a name is somebody's, as far as that can be told without asking the database.
+    pub(super) fn remembered(&self, key: &Key) -> Option<bool> {
+        self.cache.get(key).map(|entry| entry.is_some())
+    }
+
     pub(super) async fn find(&self, key: &Key) -> Result<Option<Tenant>> {
         if let Some(entry) = self.cache.get(key) {
             return Ok(entry.map(|entry| self.tenant(entry)));

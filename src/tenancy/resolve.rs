@@ -102,11 +102,13 @@ pub async fn resolve(request: &Request, app: &App, own: Option<Uuid>) -> Result<
     first.ok_or_else(unknown)
 }
 
-/// Whether a host is some organization's own, proved domain.
-pub async fn is_domain(app: &App, host: &str) -> Result<bool> {
-    match host_key(host, &app.config.http.base_domain) {
-        Some(key @ Key::Domain(_)) => Ok(app.directory.find(&key).await?.is_some()),
-        _ => Ok(false),
+/// Whether a host is some organization's own, proved domain. Before the database is asked, `may_ask`
+/// decides: anybody can make hosts up.
+pub async fn is_domain(app: &App, host: &str, may_ask: impl Future<Output = bool>) -> Result<bool> {
+    let Some(key @ Key::Domain(_)) = host_key(host, &app.config.http.base_domain) else { return Ok(false) };
+    match app.directory.remembered(&key) {
+        Some(known) => Ok(known),
+        None => Ok(may_ask.await && app.directory.find(&key).await?.is_some()),
     }
 }
 
