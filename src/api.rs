@@ -87,7 +87,7 @@ fn service() -> OpenApiService<impl OpenApi, ()> {
     OpenApiService::new(apis, "Rowhouse", env!("CARGO_PKG_VERSION")).server(BASE).description(
         "The backend that a company picks instead of building its own: many organizations in one service, each in \
          a Postgres schema of its own.\n\nName the organization by its subdomain or with `X-Organization-Id` (id or \
-         slug). Every error has one shape; `code` is for programs, `message` for people, `request_id` for support.",
+         slug); programs send an API key as `X-API-Key`, which names it too. Every error has one shape; `code` is for programs, `message` for people, `request_id` for support.",
     )
 }
 
