@@ -392,6 +392,13 @@ impl From<tokio_postgres::Error> for Error {
     }
 }
 
+/// What sealing, random bytes and the like may fail with: our fault, whatever it is.
+impl From<anyhow::Error> for Error {
+    fn from(error: anyhow::Error) -> Self {
+        Self::internal(format!("{error:#}"))
+    }
+}
+
 /// Names what a constraint of the database means to a caller.
 pub trait OnConstraint<T> {
     /// Replaces the error by `meaning` where it is a violation of the constraint called `name`.

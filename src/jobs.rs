@@ -61,8 +61,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 pub async fn enqueue(tx: &Tx, app: &App, job: &Job) -> Result<()> {
     let (id, now) = (Uuid::now_v7(), app.clock.now());
     let plain = serde_json::to_vec(job).map_err(Error::internal)?;
-    let sealed =
-        app.sealer.seal(&purpose(id), &plain).map_err(|error| Error::internal(format!("{error:#}")))?;
+    let sealed = app.sealer.seal(&purpose(id), &plain)?;
     tx.execute(
         "insert into platform.jobs (id, kind, sealed_payload, run_at, created_at) values ($1, $2, $3, $4, $4)",
         &[&id, &job.kind(), &sealed, &now],

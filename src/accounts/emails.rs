@@ -10,7 +10,8 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::{
-    lockout, profile,
+    lockout,
+    profile::{self, Profile},
     security_events::{self, About, SecurityEventType},
 };
 use crate::{
@@ -163,7 +164,7 @@ impl EmailsApi {
         let app = &*anybody.app;
         let tx = app.db.begin().await?;
         let user = find(&tx, app, &[Purpose::VerifyEmail], &given.0.token).await?;
-        lock(&tx, user).await?;
+        profile::lock(&tx, user).await?;
         let token = redeem(&tx, app, &[Purpose::VerifyEmail], &given.0.token).await?;
         let verified = tx
             .execute(
@@ -186,8 +187,9 @@ impl EmailsApi {
         let limit = Ask { policy: "mail", key: who.id.to_string(), rate: app.config.limits.password_reset };
         who.origin.limit(app, &[limit]).await?;
         let tx = app.db.begin().await?;
-        if !profile::find(&tx, who.id).await?.email_verified {
-            post_verification(&tx, app, who.id).await?;
+        let profile = profile::find(&tx, who.id).await?;
+        if !profile.email_verified {
+            post_verification(&tx, app, &profile).await?;
         }
         tx.commit().await?;
         Ok(Accepted)
@@ -223,7 +225,7 @@ impl EmailsApi {
         drop(tx);
         let hash = app.passwords.hash(&password).await?;
         let tx = app.db.begin().await?;
-        lock(&tx, user).await?;
+        profile::lock(&tx, user).await?;
         let token = redeem(&tx, app, &[Purpose::ResetPassword], &token).await?;
         if profile::find(&tx, user).await?.email != token.email {
             return Err(worthless());
@@ -269,7 +271,7 @@ impl EmailsApi {
         let EmailChange { new_email, password } = given.0;
         prove_password(&who, "password", &password).await?;
         let tx = app.db.begin().await?;
-        lock(&tx, who.id).await?;
+        profile::lock(&tx, who.id).await?;
         let profile = profile::find(&tx, who.id).await?;
         if profile.email == new_email {
             return Err(Error::invalid("new_email", "This is your address already."));
@@ -305,7 +307,7 @@ impl EmailsApi {
         let purposes = [Purpose::ChangeEmailOld, Purpose::ChangeEmailNew];
         let user = find(&tx, app, &purposes, &given.0.token).await?;
         // Of both halves at once, the second waits here and then sees the first.
-        lock(&tx, user).await?;
+        profile::lock(&tx, user).await?;
         let token = redeem(&tx, app, &purposes, &given.0.token).await?;
         let confirmed = tx
             .query_one(
@@ -393,12 +395,6 @@ async fn set_password(
     mail::post(tx, app, Letter::new(&profile.email, "password_changed", &fields)).await
 }
 
-/// Changes of who owns an account come one after the other.
-async fn lock(tx: &Tx, user: Uuid) -> Result<()> {
-    tx.query("select id from platform.users where id = $1 for no key update", &[&user]).await?;
-    Ok(())
-}
-
 /// Makes every token that was mailed to a user worth nothing.
 async fn void(tx: &Tx, user: Uuid) -> Result<()> {
     tx.execute("delete from platform.email_tokens where user_id = $1 and used_at is null", &[&user]).await?;
@@ -439,9 +435,8 @@ impl ResetRequest {
 }
 
 /// Mails a new user what proves the address.
-pub async fn post_verification(tx: &Tx, app: &App, user: Uuid) -> Result<()> {
-    let profile = profile::find(tx, user).await?;
-    let token = issue(tx, app, Purpose::VerifyEmail, user, &profile.email, None).await?;
+pub async fn post_verification(tx: &Tx, app: &App, profile: &Profile) -> Result<()> {
+    let token = issue(tx, app, Purpose::VerifyEmail, profile.id, &profile.email, None).await?;
     let fields = [("name", profile.first_name.as_ref()), ("token", token.as_str())];
     mail::post(tx, app, Letter::new(&profile.email, "verify_email", &fields)).await
 }

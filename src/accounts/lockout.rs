@@ -15,7 +15,10 @@ use super::{
 };
 use crate::{
     app::App,
-    auth::{Origin, sealing::sha256},
+    auth::{
+        Origin,
+        sealing::{hex, sha256},
+    },
     db::Tx,
     error::{Code, Error, Result},
     jobs::{self, Job},
@@ -40,7 +43,7 @@ impl Subject {
 
     /// The key of the rate limit on logins.
     pub fn key(&self) -> String {
-        self.hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+        hex(&self.hash[..16])
     }
 }
 

@@ -193,8 +193,7 @@ impl AuthApi {
                 let Some(token) = invitation_token else {
                     let tx = app.db.begin().await?;
                     let user = insert(&tx, app, person).await?;
-                    welcome(&tx, app, user, origin).await?;
-                    let value = enter(&tx, app, user, origin).await?;
+                    let value = welcome(&tx, app, user, origin).await?;
                     tx.commit().await?;
                     return Ok(Created { location: "/api/v1/auth/user".into(), value });
                 };
@@ -203,8 +202,7 @@ impl AuthApi {
                 let user = insert(&tx, app, person).await?;
                 let who = audit::Actor::user(user, origin.clone());
                 let (tx, organization) = invitations::accept(tx, app, &who, &token, &tenant).await?;
-                welcome(&tx, app, user, origin).await?;
-                let value = enter(&tx, app, user, origin).await?;
+                let value = welcome(&tx, app, user, origin).await?;
                 tx.commit().await?;
                 LoggedIn { organization: Some(organization), ..value }
             }
@@ -214,8 +212,7 @@ impl AuthApi {
                 let who = audit::Actor::user(user, origin.clone());
                 let organization =
                     organizations::insert(&tx, app, &who, NewOrganization::named(name)).await?;
-                welcome(&tx, app, user, origin).await?;
-                let value = enter(&tx, app, user, origin).await?;
+                let value = welcome(&tx, app, user, origin).await?;
                 tx.commit().await?;
                 app.directory.forget(tenant.id());
                 LoggedIn { organization: Some(organization), ..value }
@@ -326,7 +323,7 @@ impl AuthApi {
         tx.commit_aside().await?;
         let tx = app.db.begin().await?;
         // Whoever ends sessions locks this row first, and takes the challenge away.
-        tx.query("select id from platform.users where id = $1 for no key update", &[&user]).await?;
+        profile::lock(&tx, user).await?;
         if !mfa::check(&tx, app, user, &given.0.code).await? {
             drop(tx);
             return Err(refused(app, &subject, &anybody.origin).await?);
@@ -388,14 +385,15 @@ async fn refused(app: &App, subject: &Subject, origin: &Origin) -> Result<Error>
     Ok(Error::new(Code::AuthFailed, "The account, the password or the code is wrong."))
 }
 
-/// What follows from a registration.
-async fn welcome(tx: &Tx, app: &App, user: Uuid, origin: &Origin) -> Result<()> {
+/// What follows from a registration, and the first session.
+async fn welcome(tx: &Tx, app: &App, user: Uuid, origin: &Origin) -> Result<LoggedIn> {
     let about = About::user(user);
     security_events::record(tx, app, SecurityEventType::Registration, about, origin, json!({})).await?;
-    if !profile::find(tx, user).await?.email_verified {
-        emails::post_verification(tx, app, user).await?;
+    let value = enter(tx, app, user, origin).await?;
+    if !value.user.email_verified {
+        emails::post_verification(tx, app, &value.user).await?;
     }
-    Ok(())
+    Ok(value)
 }
 
 /// Begins a session for somebody who has proved to be that user.

@@ -157,11 +157,8 @@ impl MfaApi {
         let app = &*who.app;
         // With a stolen session alone, somebody could shut the owner out with an authenticator of theirs.
         prove_password(&who, "password", &given.0.password).await?;
-        let secret: [u8; 20] = random().map_err(|error| Error::internal(error.to_string()))?;
-        let sealed = app
-            .sealer
-            .seal(&purpose(who.id), &secret)
-            .map_err(|error| Error::internal(format!("{error:#}")))?;
+        let secret: [u8; 20] = random()?;
+        let sealed = app.sealer.seal(&purpose(who.id), &secret)?;
         let tx = app.db.begin().await?;
         let email = profile::find(&tx, who.id).await?.email;
         let stored = tx
@@ -334,8 +331,7 @@ fn totp(secret: &[u8; 20], account: &str) -> Result<Totp> {
 
 /// The 30-second step that a code belongs to, if it is one of the authenticator's about now.
 fn step_of(app: &App, user: Uuid, sealed: &[u8], code: &str) -> Result<Option<i64>> {
-    let opened =
-        app.sealer.open(&purpose(user), sealed).map_err(|error| Error::internal(format!("{error:#}")))?;
+    let opened = app.sealer.open(&purpose(user), sealed)?;
     let secret: [u8; 20] =
         opened.try_into().map_err(|_| Error::internal("a TOTP secret has another length than 20"))?;
     let digits: String = code.chars().filter(|c| !c.is_whitespace()).collect();
@@ -351,7 +347,7 @@ async fn new_recovery_codes(tx: &Tx, user: Uuid) -> Result<RecoveryCodes> {
     const ALPHABET: &[u8; 32] = b"abcdefghjkmnpqrstuvwxyz234567890";
     let mut codes = Vec::with_capacity(RECOVERY_CODES);
     for _ in 0..RECOVERY_CODES {
-        let bytes: [u8; 16] = random().map_err(|error| Error::internal(error.to_string()))?;
+        let bytes: [u8; 16] = random()?;
         let mut code = String::new();
         for (place, byte) in bytes.iter().enumerate() {
             let dash = if place > 0 && place.is_multiple_of(4) { "-" } else { "" };
@@ -360,7 +356,7 @@ async fn new_recovery_codes(tx: &Tx, user: Uuid) -> Result<RecoveryCodes> {
         codes.push(code);
     }
     // Of two renewals at once, the second replaces the first's.
-    tx.query("select id from platform.users where id = $1 for no key update", &[&user]).await?;
+    profile::lock(tx, user).await?;
     tx.execute("delete from platform.recovery_codes where user_id = $1", &[&user]).await?;
     let hashes: Vec<Vec<u8>> = codes.iter().map(|code| recovery_hash(user, code)).collect();
     tx.execute(

@@ -149,6 +149,12 @@ impl ProfileApi {
     }
 }
 
+/// Locks an account's row: changes of what proves who somebody is come one after the other.
+pub async fn lock(tx: &Tx, id: Uuid) -> Result<()> {
+    tx.query("select id from platform.users where id = $1 for no key update", &[&id]).await?;
+    Ok(())
+}
+
 /// An account that must be there.
 pub async fn find(tx: &Tx, id: Uuid) -> Result<Profile> {
     let row = tx

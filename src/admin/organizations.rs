@@ -14,12 +14,12 @@ use crate::{
     accounts::security_events::{self, About, SecurityEventType},
     api::Tag,
     audit::{self, Changes},
-    auth::{Access, Permission, Superuser, withdraw},
+    auth::{Access, Permission, Superuser, permissions::known, withdraw},
     billing::Plan,
     db::{Row, Select, TenantTx, Tx},
     error::{Error, Result},
     http::{Body, IfMatch, Json, NoContent, Single, Versioned},
-    organizations::{OrganizationStatus, api_keys},
+    organizations::{self, OrganizationStatus, api_keys},
     page::{Page, Paging},
     tenancy::{self, Tenant, fleet},
     types::{EXAMPLE_ID, Name, Slug, Text, example, example_time},
@@ -282,7 +282,7 @@ struct House {
 impl House {
     async fn open(who: &Superuser, id: Uuid) -> Result<Self> {
         let tx = tenant(who, id).await?.begin().await?;
-        tx.query("select id from platform.organizations where id = $1 for no key update", &[&id]).await?;
+        organizations::lock(&tx, id).await?;
         let before = find(&tx, id).await?;
         Ok(Self { tx, before })
     }
@@ -369,7 +369,7 @@ fn key_from_row(row: &Row) -> Result<AdminApiKey> {
         organization_id: row.try_get("organization_id")?,
         name: row.try_get("name")?,
         hint: row.try_get("hint")?,
-        scopes: scopes.iter().filter_map(|scope| scope.parse().ok()).collect(),
+        scopes: known(&scopes),
         created_by: row.try_get("created_by")?,
         created_at: row.try_get("created_at")?,
         expires_at: row.try_get("expires_at")?,

@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-pub use api::{AuditApi, AuditEntry, PlatformAuditEntry, entry_from_row};
+pub use api::{AuditApi, PlatformAuditEntry};
 pub use seal::{Verdict, keep_sealing, seal_pending, verify};
 
 use crate::{

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::api::{AuditEntry, ENTRY_COLUMNS, entry_from_row};
 use crate::{
     app::App,
-    auth::sealing::Sealer,
+    auth::sealing::{Sealer, hex},
     db::TenantTx,
     error::Result,
     tenancy::{Tenant, fleet},
@@ -126,8 +126,7 @@ async fn seal_batch(app: &App, tenant: &Tenant) -> Result<usize> {
     .await?;
     tx.commit().await?;
     // Kept elsewhere, this shows a database that was put back to an earlier state.
-    let head: String = last.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    tracing::info!(%organization, sequence, head, "audit entries were sealed");
+    tracing::info!(%organization, sequence, head = beginning(&last), "audit entries were sealed");
     Ok(ids.len())
 }
 
@@ -176,6 +175,11 @@ fn head_seal(sealer: &Sealer, organization: Uuid, sequence: i64, last: &[u8]) ->
     let mut text = format!("{organization} {sequence} ").into_bytes();
     text.extend_from_slice(last);
     sealer.mac("audit head", &text)
+}
+
+/// How a seal is told in logs: enough to compare two by.
+fn beginning(seal: &[u8]) -> String {
+    hex(&seal[..seal.len().min(8)])
 }
 
 /// What a look at an organization's chain found.
@@ -252,6 +256,5 @@ pub async fn verify(app: &App, tenant: &Tenant) -> Result<Verdict> {
     if unsealed != waiting {
         problems.push(format!("{unsealed} entries are without a seal, {waiting} wait for one"));
     }
-    let head = last.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    Ok(Verdict { sealed: row.try_get(1)?, unsealed, head, problems })
+    Ok(Verdict { sealed: row.try_get(1)?, unsealed, head: beginning(&last), problems })
 }

@@ -2,7 +2,7 @@
 //!
 //! At most [`EVERY`] of it is lost by a crash. Nothing is decided by it.
 
-use std::{collections::HashMap, sync::Mutex, time::Duration};
+use std::{collections::HashMap, net::IpAddr, sync::Mutex, time::Duration};
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
@@ -25,12 +25,12 @@ pub enum Seen {
 pub struct Activity(Mutex<HashMap<Seen, Use>>);
 
 /// When, and from where.
-type Use = (DateTime<Utc>, Option<String>);
+type Use = (DateTime<Utc>, Option<IpAddr>);
 
 impl Activity {
     pub fn saw(&self, what: Seen, origin: &Origin, now: DateTime<Utc>) {
         let mut seen = self.0.lock().expect("nothing panics with the lock held");
-        seen.insert(what, (now, origin.address_text()));
+        seen.insert(what, (now, origin.address));
     }
 
     /// Writes what was seen; what could not be written is kept for the next time.
@@ -51,8 +51,8 @@ async fn write(app: &App, seen: &HashMap<Seen, Use>) -> Result<()> {
     let (mut sessions, mut keys) = (Vec::new(), Vec::new());
     for (what, (at, address)) in seen {
         match what {
-            Seen::Session(id) => sessions.push((*id, *at, address.as_deref())),
-            Seen::Key(id) => keys.push((*id, *at, address.as_deref())),
+            Seen::Session(id) => sessions.push((*id, *at, *address)),
+            Seen::Key(id) => keys.push((*id, *at, *address)),
         }
     }
     for (mut rows, sql) in [
@@ -75,7 +75,7 @@ async fn write(app: &App, seen: &HashMap<Seen, Use>) -> Result<()> {
         rows.sort();
         let ids: Vec<Uuid> = rows.iter().map(|row| row.0).collect();
         let times: Vec<DateTime<Utc>> = rows.iter().map(|row| row.1).collect();
-        let addresses: Vec<Option<&str>> = rows.iter().map(|row| row.2).collect();
+        let addresses: Vec<Option<String>> = rows.iter().map(|row| row.2.map(|ip| ip.to_string())).collect();
         let tx = app.db.begin().await?;
         tx.execute(sql, &[&ids, &times, &addresses]).await?;
         tx.commit().await?;

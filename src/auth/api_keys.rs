@@ -4,10 +4,7 @@
 //! without asking the database.
 
 use super::sealing::{random, sha256};
-use crate::{
-    error::{Error, Result},
-    types::text_enum,
-};
+use crate::{error::Result, types::text_enum};
 
 text_enum! {
     /// What a key is for. Both act on the same data; the prefix tells them apart at sight.
@@ -23,7 +20,7 @@ pub fn generate(environment: Environment) -> Result<(String, Vec<u8>)> {
     let mut text = format!("rh_{environment}_");
     let wanted = text.len() + RANDOM;
     while text.len() < wanted {
-        let bytes: [u8; 32] = random().map_err(|error| Error::internal(error.to_string()))?;
+        let bytes: [u8; 32] = random()?;
         // 248 is the largest multiple of 62 in a byte: what is above would favour some letters.
         let fair =
             bytes.iter().filter(|byte| **byte < 248).map(|byte| ALPHABET[usize::from(byte % 62)] as char);

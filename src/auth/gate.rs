@@ -17,7 +17,8 @@ use uuid::Uuid;
 use super::{
     activity::Seen,
     api_keys,
-    permissions::{Asks, Permission, PermissionSet, Role},
+    permissions::{Asks, Permission, PermissionSet, Role, known},
+    sealing::hex,
 };
 use crate::{
     api::{API_KEY, BEARER, PUBLIC, SUPERUSER},
@@ -120,13 +121,14 @@ impl Origin {
     /// used up.
     pub async fn limit(&self, app: &App, asks: &[Ask]) -> Result<()> {
         let verdicts = app.limits.take(asks).await;
-        self.verdicts.add(verdicts.clone());
-        Self::judge(verdicts)
+        let judged = Self::judge(&verdicts);
+        self.verdicts.add(verdicts);
+        judged
     }
 
     /// The same without telling how the limits stand.
     pub async fn limit_quietly(&self, app: &App, asks: &[Ask]) -> Result<()> {
-        Self::judge(app.limits.take(asks).await)
+        Self::judge(&app.limits.take(asks).await)
     }
 
     /// Counts somebody without credentials, or with wrong ones, by address.
@@ -135,7 +137,7 @@ impl Origin {
         self.limit(app, &[Ask { policy: "anonymous", key: self.subscriber(), rate }]).await
     }
 
-    fn judge(verdicts: Vec<Verdict>) -> Result<()> {
+    fn judge(verdicts: &[Verdict]) -> Result<()> {
         let refused = verdicts.iter().filter_map(|v| Some((v.policy, v.retry_after?))).max_by_key(|r| r.1);
         let Some((policy, seconds)) = refused else { return Ok(()) };
         metrics::counter!("rowhouse_rate_limited_total", "policy" => policy).increment(1);
@@ -207,10 +209,7 @@ impl Credentials {
         let rate = app.config.limits.user;
         match self {
             Self::Session { user, .. } => Ask { policy: "user", key: user.to_string(), rate },
-            Self::Key { hash } => {
-                let key = hash.iter().take(16).map(|byte| format!("{byte:02x}")).collect();
-                Ask { policy: "api_key", key, rate }
-            }
+            Self::Key { hash } => Ask { policy: "api_key", key: hex(&hash[..16]), rate },
         }
     }
 }
@@ -366,8 +365,8 @@ impl Found {
             role,
             is_active: member && row.try_get("is_active")?,
             has_mfa: row.try_get("mfa")?,
-            grants: if member { known(row.try_get("grants")?) } else { Vec::new() },
-            denials: if member { known(row.try_get("denials")?) } else { Vec::new() },
+            grants: if member { known(&row.try_get::<_, Vec<String>>("grants")?) } else { Vec::new() },
+            denials: if member { known(&row.try_get::<_, Vec<String>>("denials")?) } else { Vec::new() },
             scopes: None,
             tenant,
         })
@@ -406,9 +405,9 @@ impl Found {
             role: row.try_get("role")?,
             is_active: true,
             has_mfa: row.try_get("mfa")?,
-            grants: known(row.try_get("grants")?),
-            denials: known(row.try_get("denials")?),
-            scopes: Some(PermissionSet::of_key(&known(row.try_get("scopes")?))),
+            grants: known(&row.try_get::<_, Vec<String>>("grants")?),
+            denials: known(&row.try_get::<_, Vec<String>>("denials")?),
+            scopes: Some(PermissionSet::of_key(&known(&row.try_get::<_, Vec<String>>("scopes")?))),
             tenant,
         })
     }
@@ -502,11 +501,6 @@ impl Member {
         let (app, key, origin) = (app.clone(), key.map(|(key, _)| key), origin.clone());
         Ok((Self { app, user_id, key, role, permissions, tenant, origin }, limits))
     }
-}
-
-/// Names that this version does not know (any more) give nothing.
-fn known(names: Vec<String>) -> Vec<Permission> {
-    names.iter().filter_map(|name| name.parse().ok()).collect()
 }
 
 fn register_key(registry: &mut Registry) {

@@ -155,7 +155,7 @@ impl KeyRing {
                 let mut looked = self.looked.lock().await;
                 if self.key(&kid).is_none() && looked.is_none_or(|at| at.elapsed() > RELOAD_EVERY) {
                     *looked = Some(Instant::now());
-                    self.read().await.map_err(|error| Error::internal(format!("{error:#}")))?;
+                    self.read().await?;
                 }
                 self.key(&kid).ok_or_else(forged)?
             }
@@ -189,7 +189,7 @@ fn purpose(kid: &str) -> String {
 
 /// A token that means nothing by itself, and the hash under which it is stored.
 pub fn opaque_token(prefix: &str) -> Result<(String, Vec<u8>)> {
-    let bytes: [u8; 32] = random().map_err(|error| Error::internal(error.to_string()))?;
+    let bytes: [u8; 32] = random()?;
     let token = format!("{prefix}_{}", URL_SAFE_NO_PAD.encode(bytes));
     let hash = sha256(token.as_bytes());
     Ok((token, hash))

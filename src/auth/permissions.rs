@@ -114,6 +114,11 @@ impl Permission {
     }
 }
 
+/// The permissions of these names; those that this version does not know (any more) give nothing.
+pub fn known(names: &[String]) -> Vec<Permission> {
+    names.iter().filter_map(|name| name.parse().ok()).collect()
+}
+
 impl Role {
     /// What the role may do, before grants and denials.
     pub fn permissions(self) -> PermissionSet {

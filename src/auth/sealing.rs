@@ -65,6 +65,11 @@ pub fn random<const N: usize>() -> anyhow::Result<[u8; N]> {
     Ok(bytes)
 }
 
+/// Bytes in hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// SHA-256, for looking up what is only stored as a hash.
 pub fn sha256(data: &[u8]) -> Vec<u8> {
     digest(&SHA256, data).as_ref().to_vec()

@@ -19,7 +19,7 @@ use anyhow::{Context, bail, ensure};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use secrecy::SecretString;
 
-use crate::auth::sealing::random;
+use crate::auth::sealing::{hex, random, sha256};
 
 const OLDEST: u32 = 15;
 
@@ -147,9 +147,8 @@ impl PrivatePostgres {
         if reachable.success() {
             return Ok(inside);
         }
-        let hash = crate::auth::sealing::sha256(home.as_os_str().as_encoded_bytes());
-        let name: String = hash[..6].iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(Path::new("/var/tmp").join(format!("rowhouse-{name}")))
+        let hash = sha256(home.as_os_str().as_encoded_bytes());
+        Ok(Path::new("/var/tmp").join(format!("rowhouse-{}", hex(&hash[..6]))))
     }
 
     /// Starts the server over the files in `place`, which are made where they are missing. A run
@@ -292,9 +291,8 @@ fn socket_dir(place: &Path, account: Option<Account>) -> anyhow::Result<PathBuf>
     if place.as_os_str().len() < 80 {
         return Ok(place.to_owned());
     }
-    let hash = crate::auth::sealing::sha256(place.as_os_str().as_encoded_bytes());
-    let name: String = hash[..6].iter().map(|byte| format!("{byte:02x}")).collect();
-    let dir = PathBuf::from(format!("/tmp/rowhouse-{name}"));
+    let hash = sha256(place.as_os_str().as_encoded_bytes());
+    let dir = PathBuf::from(format!("/tmp/rowhouse-{}", hex(&hash[..6])));
     make_dir(&dir, account)?;
     Ok(dir)
 }

@@ -46,6 +46,14 @@ impl<'a> Select<'a> {
         }
     }
 
+    /// The `where` clause, if there is one.
+    fn filter(&self) -> String {
+        match self.conditions.is_empty() {
+            true => String::new(),
+            false => format!(" where {}", self.conditions.join(" and ")),
+        }
+    }
+
     /// The rows of one stretch of a growing list, by id, which grows with time, newest first.
     pub async fn newest(mut self, tx: &Tx, stretch: &'a Stretch) -> Result<Vec<Row>> {
         let (below, rows) = (stretch.below(), stretch.rows());
@@ -53,10 +61,7 @@ impl<'a> Select<'a> {
         if below.is_some() {
             self.conditions.push(format!("id < ${}", n + 1));
         }
-        let filter = match self.conditions.is_empty() {
-            true => String::new(),
-            false => format!(" where {}", self.conditions.join(" and ")),
-        };
+        let filter = self.filter();
         let limit = n + 1 + usize::from(below.is_some());
         let sql =
             format!("select {} from {}{filter} order by id desc limit ${limit}", self.columns, self.from);
@@ -71,10 +76,7 @@ impl<'a> Select<'a> {
     /// The rows of one page in this order, and how many rows there are in all. Both leave in one
     /// flush. `order` is text from an allow-list in code, never from the request.
     pub async fn page(&self, tx: &Tx, order: &str, paging: Paging) -> Result<(Vec<Row>, i64)> {
-        let filter = match self.conditions.is_empty() {
-            true => String::new(),
-            false => format!(" where {}", self.conditions.join(" and ")),
-        };
+        let filter = self.filter();
         let count = format!("select count(*) from {}{filter}", self.from);
         let n = self.values.len();
         let rows = format!(

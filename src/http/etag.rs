@@ -3,15 +3,14 @@
 use poem::{FromRequest, Request, RequestBody, http::header};
 
 use crate::{
-    auth::sealing::sha256,
+    auth::sealing::{hex, sha256},
     error::{Code, Error, Result},
 };
 
 /// The `ETag` of an answer: the object's version, and a digest of what this caller sees of it. One
 /// path may show different things to different people, and a cache must not mix them up.
 pub fn etag(version: i64, body: &[u8]) -> String {
-    let digest: String = sha256(body)[..6].iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("\"v{version}-{digest}\"")
+    format!("\"v{version}-{}\"", hex(&sha256(body)[..6]))
 }
 
 /// Whether one of the tags in a header's value is this one; `*` is any.

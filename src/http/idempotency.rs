@@ -162,10 +162,7 @@ async fn claim(app: &App, caller: &str, key: &str, hash: &[u8]) -> Result<Claim>
         }
         if let Some(status) = row.try_get::<_, Option<i16>>("status")? {
             let id: Uuid = row.try_get("id")?;
-            let body = app
-                .sealer
-                .open(&purpose(id), row.try_get("sealed_body")?)
-                .map_err(|error| Error::internal(format!("{error:#}")))?;
+            let body = app.sealer.open(&purpose(id), row.try_get("sealed_body")?)?;
             return Ok(Claim::Answered(replay(status, row.try_get("headers")?, body)));
         }
         if row.try_get("committed")? && row.try_get("stuck")? {
@@ -238,8 +235,7 @@ async fn store(
     headers: &poem::http::HeaderMap,
     body: &[u8],
 ) -> Result<()> {
-    let sealed =
-        app.sealer.seal(&purpose(id), body).map_err(|error| Error::internal(format!("{error:#}")))?;
+    let sealed = app.sealer.seal(&purpose(id), body)?;
     let kept: Map<String, Value> = KEPT_HEADERS
         .iter()
         .filter_map(|name| Some((name.to_string(), Value::from(headers.get(name)?.to_str().ok()?))))

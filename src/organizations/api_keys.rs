@@ -18,7 +18,7 @@ use crate::{
     auth::{
         Can, KeyHolder, Member, Permission, Public,
         api_keys::{self, Environment},
-        permissions::ApiKeysManage,
+        permissions::{ApiKeysManage, known},
     },
     db::{Row, Select, TenantTx, Tx},
     error::{Error, Result},
@@ -483,7 +483,7 @@ fn from_row(row: &Row, now: DateTime<Utc>) -> Result<ApiKey> {
         description: row.try_get("description")?,
         environment: row.try_get("environment")?,
         hint: row.try_get("hint")?,
-        scopes: scopes.iter().filter_map(|scope| scope.parse().ok()).collect(),
+        scopes: known(&scopes),
         rate_per_hour: row.try_get("rate_per_hour")?,
         allowed_ips: row.try_get("allowed_ips")?,
         state,

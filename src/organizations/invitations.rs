@@ -369,19 +369,21 @@ fn worthless() -> Error {
     )
 }
 
+/// Whether somebody of this role, who may so much, may invite to that role.
+///
 /// Members and viewers are invited by whoever may invite. A higher role is given only by those who
 /// manage members and have all that it brings: a key, or an admin to whom something is denied, must
 /// not make somebody who may more than they.
-fn may_invite(who: &Member, role: Role) -> Result<()> {
-    let allowed = match role {
-        Role::Member | Role::Viewer => true,
-        _ => {
-            who.may(Permission::MembersManage)
-                && who.role.rules(role)
-                && role.permissions().iter().all(|permission| who.may(permission))
+fn invites(inviter: Role, may: impl Fn(Permission) -> bool, role: Role) -> bool {
+    may(Permission::MembersInvite)
+        && match role {
+            Role::Member | Role::Viewer => true,
+            _ => may(Permission::MembersManage) && inviter.rules(role) && role.permissions().iter().all(&may),
         }
-    };
-    if allowed {
+}
+
+fn may_invite(who: &Member, role: Role) -> Result<()> {
+    if invites(who.role, |permission| who.may(permission), role) {
         return Ok(());
     }
     Err(Error::denied(format!("As {} you cannot invite somebody as {role}.", who.role)))
@@ -526,15 +528,12 @@ pub async fn accept(
 
 /// Whether whoever invited could do so now: they may have left since, or be less than they were.
 async fn inviter_may_still(tx: &Tx, organization: Uuid, inviter: Uuid, role: Role) -> Result<bool> {
-    Ok(match members::find(tx, organization, inviter).await {
+    match members::find(tx, organization, inviter).await {
         Ok(member) => {
-            let may = |permission: Permission| member.permissions.contains(&permission);
-            let high = !matches!(role, Role::Member | Role::Viewer);
-            member.is_active
-                && may(Permission::MembersInvite)
-                && (!high || (member.role.rules(role) && role.permissions().iter().all(may)))
+            let may = |permission| member.permissions.contains(&permission);
+            Ok(member.is_active && invites(member.role, may, role))
         }
-        Err(error) if error.code() == Code::NotFound => false,
-        Err(error) => return Err(error),
-    })
+        Err(error) if error.code() == Code::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
 }

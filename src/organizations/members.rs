@@ -14,7 +14,7 @@ use crate::{
     audit::{self, Changes},
     auth::{
         self, Access, Can, Permission, PermissionSet, Role,
-        permissions::{MembersManage, MembersRead},
+        permissions::{MembersManage, MembersRead, known},
         withdraw,
     },
     db::{Row, Select, Tx},
@@ -265,11 +265,9 @@ const COLUMNS: &str = "m.user_id, u.email, u.username, u.first_name, u.last_name
 const FROM: &str = "platform.organization_members m join platform.users u on u.id = m.user_id";
 
 fn from_row(row: &Row) -> Result<MemberView> {
-    let known = |names: Vec<String>| -> Vec<Permission> {
-        names.iter().filter_map(|name| name.parse().ok()).collect()
-    };
     let role: Role = row.try_get("role")?;
-    let (grants, denials) = (known(row.try_get("grants")?), known(row.try_get("denials")?));
+    let listed = |column: &str| Ok::<_, Error>(known(&row.try_get::<_, Vec<String>>(column)?));
+    let (grants, denials) = (listed("grants")?, listed("denials")?);
     Ok(MemberView {
         user_id: row.try_get("user_id")?,
         email: row.try_get("email")?,

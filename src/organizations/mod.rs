@@ -19,13 +19,14 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
+    accounts::profile,
     api::Tag,
     app::App,
     audit::{self, Actor, Changes},
     auth::{
         Access, Can, Role, User,
         permissions::{OrganizationDelete, OrganizationRead, SettingsManage},
-        sealing::random,
+        sealing::{hex, random},
         withdraw,
     },
     billing::Plan,
@@ -231,7 +232,10 @@ impl OrganizationsApi {
         expected.check(organization.version)?;
         let before = organization.clone();
         apply(&mut organization, to.0)?;
-        if organization.require_mfa && !before.require_mfa && !has_mfa(&tx, who.user_id).await? {
+        if organization.require_mfa
+            && !before.require_mfa
+            && !profile::find(&tx, who.user_id).await?.mfa_enabled
+        {
             return Err(Error::conflict(
                 "Set up a second factor of your own first, or you would be locked out.",
             ));
@@ -336,12 +340,8 @@ async fn find(tx: &Tx, id: Uuid, user: Uuid) -> Result<Organization> {
     from_row(&tx.query_opt(&sql, &[&id, &user]).await?.ok_or_else(tenancy::unknown)?)
 }
 
-async fn has_mfa(tx: &Tx, user: Uuid) -> Result<bool> {
-    let sql = "select mfa_enabled_at is not null from platform.users where id = $1";
-    Ok(tx.query_one(sql, &[&user]).await?.try_get(0)?)
-}
-
-async fn lock(tx: &Tx, id: Uuid) -> Result<()> {
+/// Locks an organization's row; what counts or changes what it has comes one after the other.
+pub async fn lock(tx: &Tx, id: Uuid) -> Result<()> {
     tx.query("select id from platform.organizations where id = $1 for no key update", &[&id]).await?;
     Ok(())
 }
@@ -416,8 +416,7 @@ fn reserved(slug: &Slug) -> Error {
 
 /// Six random characters that make a taken slug free.
 fn suffix() -> Result<String> {
-    let bytes: [u8; 3] = random().map_err(|error| Error::internal(error.to_string()))?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(&random::<3>()?))
 }
 
 fn apply(organization: &mut Organization, to: OrganizationChange) -> Result<()> {

@@ -17,7 +17,7 @@ use crate::{
     auth::{
         Can, Member, Permission,
         permissions::{ProjectsRead, ProjectsWriteOwn},
-        sealing::random,
+        sealing::{hex, random},
     },
     db::{Row, Select, TenantTx},
     error::{Error, OnConstraint, Result},
@@ -387,8 +387,7 @@ pub async fn insert(tx: &TenantTx, who: &Member, new: NewProject) -> Result<Proj
         if given_slug {
             return Err(slug_taken(&project.slug));
         }
-        let bytes: [u8; 3] = random().map_err(|error| Error::internal(error.to_string()))?;
-        project.slug = project.slug.with_suffix(&bytes.map(|byte| format!("{byte:02x}")).concat());
+        project.slug = project.slug.with_suffix(&hex(&random::<3>()?));
     }
     store_members(tx, &project).await?;
     audit::record(tx, &who.app, who, "project.created", project.id, Changes::created(&project)).await?;
