@@ -48,3 +48,7 @@ openapi: ## Write the OpenAPI documents to openapi/
 .PHONY: release
 release: ## Build the optimised binary
 	@cargo build --release --locked
+
+.PHONY: bench
+bench: setup ## Measure jobs, fairness and sockets (ARGS=jobs runs one of them)
+	@cargo bench --locked -- $(ARGS)

@@ -18,11 +18,11 @@ use crate::{
     auth::Permission,
     db::migrations,
     error::{Code, Error, Result},
-    flags,
+    events, flags,
     http::Json,
-    observability, organizations,
+    jobs, notifications, observability, organizations, realtime,
     tenancy::fleet,
-    work,
+    webhooks, work,
 };
 
 /// Name of the scheme for people.
@@ -55,6 +55,14 @@ pub enum Tag {
     ApiKeys,
     /// Who did what.
     Audit,
+    /// What happened, for those who poll, and what can happen.
+    Events,
+    /// Servers that are told of events.
+    Webhooks,
+    /// What happens, as it happens.
+    Realtime,
+    /// What one is told, and how.
+    Notifications,
     /// What is on for whom.
     Features,
     /// For the platform's staff.
@@ -81,13 +89,20 @@ fn service() -> OpenApiService<impl OpenApi, ()> {
             organizations::domains::DomainsApi,
             organizations::api_keys::ApiKeysApi,
         ),
-        (audit::AuditApi, flags::FlagsApi, admin::AdminUsersApi, admin::AdminOrganizationsApi),
+        (audit::AuditApi, events::EventsApi, webhooks::WebhooksApi, realtime::RealtimeApi, flags::FlagsApi),
+        (
+            notifications::NotificationsApi,
+            notifications::NotificationSettingsApi,
+            notifications::NotificationNumbersApi,
+            notifications::PushApi,
+        ),
+        (admin::AdminUsersApi, admin::AdminOrganizationsApi, jobs::admin::AdminJobsApi),
         (work::projects::ProjectsApi, work::tasks::TasksApi),
     );
     OpenApiService::new(apis, "Rowhouse", env!("CARGO_PKG_VERSION")).server(BASE).description(
         "The backend that a company picks instead of building its own: many organizations in one service, each in \
          a Postgres schema of its own.\n\nName the organization by its subdomain or with `X-Organization-Id` (id or \
-         slug); programs send an API key as `X-API-Key`, which names it too. Every error has one shape; `code` is for programs, `message` for people, `request_id` for support.",
+         slug); programs send an API key as `X-API-Key`, which names it too. Every error has one shape; `code` is for programs, `message` for people, `request_id` for support.\n\nWhat happens is told by webhooks and streams: [the types of events](/docs/events).",
     )
 }
 
@@ -96,6 +111,7 @@ pub fn routes() -> impl Endpoint<Output = Response> + 'static {
     let page = document_page();
     Route::new()
         .nest(BASE, Strict(service().into_endpoint()))
+        .nest_no_strip("/ws", Strict(service().into_endpoint()))
         .at("/health", get(health))
         .at("/ready", get(ready))
         .at(
@@ -105,6 +121,7 @@ pub fn routes() -> impl Endpoint<Output = Response> + 'static {
         .at("/.well-known/jwks.json", get(jwks))
         .at("/openapi.json", get(make_sync(|_| text_document("application/json", DOCUMENT.json.as_str()))))
         .at("/openapi.yaml", get(make_sync(|_| text_document("application/yaml", DOCUMENT.yaml.as_str()))))
+        .at("/docs/events", get(make_sync(|_| Html(EVENTS_PAGE.as_str()))))
         .at("/docs", get(make_sync(move |_| Html(page.clone()))))
         .map_to_response()
         .into_endpoint()
@@ -261,6 +278,9 @@ pub static DOCUMENT: LazyLock<Document> = LazyLock::new(|| {
     Document { value, json, yaml }
 });
 
+/// The page of the documentation that lists the types of events.
+static EVENTS_PAGE: LazyLock<String> = LazyLock::new(events::page);
+
 /// Adds what poem-openapi does not know: permissions, each operation's errors, and the headers that
 /// the HTTP ground handles for every endpoint.
 fn complete(document: &mut Value) {
@@ -314,7 +334,7 @@ fn complete_operation(path: &str, method: &str, operation: &mut Value) {
     let about = operation["description"].as_str().unwrap_or_default();
     operation["description"] = format!("{about}\n\nPermission: `{needs}`").trim().into();
 
-    let in_path = path.starts_with("/organizations/{");
+    let in_path = path.starts_with("/organizations/{") || path.contains("/dashboard/{");
     let mut parameters = operation["parameters"].as_array().cloned().unwrap_or_default();
     let mut header = |name: &str, about: &str, example: &str| {
         let schema = json!({"type": "string"});
@@ -328,8 +348,9 @@ fn complete_operation(path: &str, method: &str, operation: &mut Value) {
             "acme",
         );
     }
-    let one_object =
-        path.ends_with('}') || path.ends_with("/settings") || path.ends_with("/plan") || path == "/auth/user";
+    let one_object = path.ends_with('}')
+        || ["/settings", "/plan", "/preferences", "/sms-number"].iter().any(|end| path.ends_with(end))
+        || path == "/auth/user";
     let changes_one = one_object && matches!(method, "put" | "patch" | "delete");
     if changes_one {
         header("If-Match", "The ETag that the object must still have", "\"v1\"");

@@ -3,9 +3,10 @@
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
-use tokio::task::JoinSet;
+use tokio::{sync::watch, task::JoinSet};
 
 use crate::{
+    accounts::{emails::ResetRequest, lockout::LockNotice},
     audit,
     auth::{
         activity::{self, Activity},
@@ -16,12 +17,79 @@ use crate::{
     clock::Clock,
     config::Config,
     db::Db,
-    jobs,
+    events::{self, TrimLogs},
+    jobs::{
+        self, Kinds,
+        schedules::{self, Schedule, Scheduled},
+    },
     limits::Limits,
-    mail::Mailer,
+    mail::{Mailer, SendMail},
+    notifications::{
+        self, Channels, CollectDigests, DeliverNotification, Notify, Rule, SendDigest, SendSmsCode,
+        WeeklyReport,
+    },
     observability,
+    outbound::Outbound,
+    realtime::{self, Hub},
     tenancy::{Directory, fleet},
+    webhooks::{ClearWebhook, Deliver},
+    work,
 };
+
+/// Every kind of job.
+fn kinds() -> Kinds {
+    Kinds::default()
+        .with::<SendMail>()
+        .with::<ResetRequest>()
+        .with::<LockNotice>()
+        .with::<Scheduled>()
+        .with::<Deliver>()
+        .with::<ClearWebhook>()
+        .with::<Notify>()
+        .with::<DeliverNotification>()
+        .with::<CollectDigests>()
+        .with::<SendDigest>()
+        .with::<WeeklyReport>()
+        .with::<SendSmsCode>()
+        .with::<TrimLogs>()
+}
+
+/// What members are told of events: the platform's rules and each module's.
+const NOTICE_RULES: &[Rule] = &[notifications::rules::notices, work::notices::notices];
+
+/// Everything that is done by the clock, in UTC.
+const SCHEDULES: &[Schedule] = &[
+    Schedule {
+        name: "expired-sessions",
+        cron: "0 2 * * *",
+        about: "Remove sessions, tokens and security events that have had their time",
+        run: |app| Box::pin(async move { sweep(&app, EXPIRED_SESSIONS).await }),
+    },
+    Schedule {
+        name: "sweep",
+        cron: "30 * * * *",
+        about: "Remove dead jobs, idempotency keys and half-done logins that have had their time",
+        run: |app| Box::pin(async move { sweep(&app, SWEEPS).await }),
+    },
+    Schedule {
+        name: "trim-logs",
+        cron: "0 3 * * *",
+        about: "Remove events, deliveries and notifications that have had their time",
+        run: |app| Box::pin(async move { events::begin_trimming(&app).await }),
+    },
+    Schedule {
+        name: "notification-digest",
+        cron: "0 * * * *",
+        about: "Mail digests of notifications to members who have their morning",
+        run: |app| Box::pin(async move { notifications::collect_digests(&app).await }),
+    },
+    Schedule {
+        name: "weekly-reports",
+        cron: "0 8 * * 1",
+        about: "Report the week to owners and admins of each organization",
+        run: |app| Box::pin(async move { notifications::begin_weekly_reports(&app).await }),
+    },
+];
 
 /// The parts that requests, jobs and commands share.
 pub struct App {
@@ -35,12 +103,29 @@ pub struct App {
     pub limits: Limits,
     pub mailer: Mailer,
     pub activity: Activity,
+    pub outbound: Outbound,
+    pub channels: Channels,
+    pub hub: Hub,
+    stop: watch::Sender<bool>,
+}
+
+/// What of the service runs in a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Requests and jobs.
+    All,
+    /// Requests only; jobs are done by workers elsewhere.
+    Web,
+    /// Jobs only.
+    Worker,
 }
 
 impl App {
     /// Prepares everything; connects to nothing yet.
     pub fn new(config: Config, clock: Clock) -> anyhow::Result<Arc<Self>> {
         observability::install();
+        // For clients that do not name their own; the second time it is there already.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let (db, door) = Db::new(&config.database)?;
         let sealer = Sealer::new(&config.auth.secret_key_bytes()?);
         Ok(Arc::new(Self {
@@ -50,6 +135,10 @@ impl App {
             limits: Limits::new(config.redis.url.as_ref(), clock.clone())?,
             mailer: Mailer::new(&config.mail)?,
             activity: Activity::default(),
+            outbound: Outbound::new(config.tenancy.dns_server, config.webhooks.allow_loopback)?,
+            channels: Channels::new(&config.notifications)?,
+            hub: Hub::default(),
+            stop: watch::Sender::new(false),
             sealer,
             db,
             clock,
@@ -57,28 +146,89 @@ impl App {
         }))
     }
 
-    /// Starts what runs beside the requests; it ends when the result is dropped.
-    pub async fn start(self: &Arc<Self>) -> anyhow::Result<JoinSet<()>> {
+    pub fn schedules(&self) -> &'static [Schedule] {
+        SCHEDULES
+    }
+
+    pub fn notice_rules(&self) -> &'static [Rule] {
+        NOTICE_RULES
+    }
+
+    /// Starts what runs beside the requests; it ends when the result is dropped, or, in good order,
+    /// by [`Background::stop`].
+    pub async fn start(self: &Arc<Self>, part: Part) -> anyhow::Result<Background> {
         self.keys.load(self.clock.now()).await?;
-        let mut background = JoinSet::new();
-        keep(&mut background, self, "directory", |app| async move { app.directory.listen().await });
-        keep(&mut background, self, "spare schemas", fleet::keep_spares);
-        keep(&mut background, self, "jobs", jobs::work);
-        keep(&mut background, self, "audit seals", audit::keep_sealing);
-        keep(&mut background, self, "activity", keep_activity);
-        keep(&mut background, self, "sweeping", sweep);
-        Ok(background)
+        let (mut finishing, mut others) = (JoinSet::new(), JoinSet::new());
+        keep(&mut others, self, "directory", |app| async move { app.directory.listen().await });
+        keep(&mut finishing, self, "activity", keep_activity);
+        if part != Part::Worker {
+            keep(&mut others, self, "realtime", realtime::keep);
+        }
+        if part != Part::Web {
+            let kinds = Arc::new(kinds());
+            keep(&mut finishing, self, "jobs", move |app| jobs::work(app, kinds.clone()));
+            keep(&mut others, self, "schedules", schedules::keep);
+            keep(&mut finishing, self, "events", events::dispatch);
+            keep(&mut others, self, "spare schemas", fleet::keep_spares);
+            keep(&mut others, self, "audit seals", audit::keep_sealing);
+        }
+        Ok(Background { app: self.clone(), finishing, others })
+    }
+
+    /// Asks everything that runs or streams to come to its end.
+    pub fn request_stop(&self) {
+        self.stop.send_replace(true);
+    }
+
+    /// Tells of the wish to stop.
+    pub fn stopping(&self) -> Stopping {
+        Stopping(self.stop.subscribe())
     }
 }
 
-/// Runs something that never ends; begins it again should it panic.
-fn keep<F, Fut>(background: &mut JoinSet<()>, app: &Arc<App>, what: &'static str, work: F)
+/// Ready once the service is asked to stop.
+#[derive(Clone)]
+pub struct Stopping(watch::Receiver<bool>);
+
+impl Stopping {
+    pub async fn requested(&mut self) {
+        if self.0.wait_for(|stop| *stop).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// What runs beside the requests.
+pub struct Background {
+    app: Arc<App>,
+    /// What has something to bring to an end when the service stops.
+    finishing: JoinSet<()>,
+    /// What has not.
+    others: JoinSet<()>,
+}
+
+impl Background {
+    /// Runs until it is dropped.
+    pub async fn forever(self) {
+        tokio::join!(self.finishing.join_all(), self.others.join_all());
+    }
+
+    /// Lets what is under way finish, within bounds, and ends the rest.
+    pub async fn stop(mut self) {
+        self.app.request_stop();
+        let finished = async { while self.finishing.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(Duration::from_secs(15), finished).await;
+    }
+}
+
+/// Runs something until the service stops; begins it again should it panic.
+fn keep<F, Fut>(tasks: &mut JoinSet<()>, app: &Arc<App>, what: &'static str, work: F)
 where
     F: Fn(Arc<App>) -> Fut + Send + 'static,
     Fut: Future<Output = ()> + Send,
 {
     let app = app.clone();
-    background.spawn(async move {
+    tasks.spawn(async move {
         while AssertUnwindSafe(work(app.clone())).catch_unwind().await.is_err() {
             tracing::error!(what, "something in the background panicked; it begins again");
             tokio::time::sleep(Duration::from_secs(1)).await;
@@ -87,37 +237,56 @@ where
 }
 
 async fn keep_activity(app: Arc<App>) {
+    let mut stopping = app.stopping();
     loop {
-        tokio::time::sleep(activity::EVERY).await;
+        let stop = tokio::select! {
+            () = tokio::time::sleep(activity::EVERY) => false,
+            () = stopping.requested() => true,
+        };
         if let Err(error) = app.activity.flush(&app).await {
             tracing::warn!(%error, "when sessions and keys were used could not be written");
+        }
+        if stop {
+            return;
         }
     }
 }
 
-/// Once an hour removes what has had its time.
-async fn sweep(app: Arc<App>) {
-    const SWEEPS: [(&str, i64); 8] = [
-        ("delete from platform.jobs where failed_at < $1", 30),
-        ("delete from platform.idempotency_keys where claimed_at < $1", 1),
-        ("delete from platform.refresh_tokens where expires_at < $1", 0),
-        ("delete from platform.sessions where expires_at < $1", 30),
-        ("delete from platform.email_tokens where expires_at < $1", 7),
-        ("delete from platform.login_challenges where expires_at < $1", 0),
-        ("delete from platform.login_failures where updated_at < $1", 1),
-        ("delete from platform.security_events where occurred_at < $1", 400),
-    ];
-    loop {
-        let swept = async {
+/// A table, when its rows have had their time, and how many days after that they are removed.
+type Sweep = (&'static str, &'static str, i64);
+
+const EXPIRED_SESSIONS: &[Sweep] = &[
+    ("platform.refresh_tokens", "expires_at", 0),
+    ("platform.sessions", "expires_at", 30),
+    ("platform.security_events", "occurred_at", 400),
+];
+
+const SWEEPS: &[Sweep] = &[
+    ("platform.jobs", "failed_at", 30),
+    ("platform.idempotency_keys", "claimed_at", 1),
+    ("platform.email_tokens", "expires_at", 7),
+    ("platform.login_challenges", "expires_at", 0),
+    ("platform.login_failures", "updated_at", 1),
+    ("platform.realtime_tickets", "expires_at", 0),
+];
+
+/// Rows that are removed in one transaction at most.
+const SWEPT_AT_ONCE: i64 = 5_000;
+
+async fn sweep(app: &App, sweeps: &[Sweep]) -> anyhow::Result<()> {
+    for (table, column, days) in sweeps {
+        let before = app.clock.now() - chrono::TimeDelta::days(*days);
+        let sql = format!(
+            "delete from {table} where ctid = any (array(select ctid from {table} where {column} < $1 limit $2))"
+        );
+        loop {
             let tx = app.db.begin().await?;
-            for (sql, days) in SWEEPS {
-                tx.execute(sql, &[&(app.clock.now() - chrono::TimeDelta::days(days))]).await?;
+            let removed = tx.execute(&sql, &[&before, &SWEPT_AT_ONCE]).await?;
+            tx.commit().await?;
+            if removed < SWEPT_AT_ONCE as u64 {
+                break;
             }
-            tx.commit().await
-        };
-        if let Err(error) = swept.await {
-            tracing::warn!(%error, "sweeping failed; trying again in an hour");
         }
-        tokio::time::sleep(Duration::from_secs(3600)).await;
     }
+    Ok(())
 }

@@ -34,6 +34,14 @@ pub struct Config {
     #[config(nested)]
     pub tenancy: TenancyConfig,
     #[config(nested)]
+    pub webhooks: WebhooksConfig,
+    #[config(nested)]
+    pub notifications: NotificationsConfig,
+    #[config(nested)]
+    pub realtime: RealtimeConfig,
+    #[config(nested)]
+    pub retention: RetentionConfig,
+    #[config(nested)]
     pub log: LogConfig,
 }
 
@@ -146,6 +154,15 @@ pub struct LimitsConfig {
     /// Mail to one address that others can cause: invitations, password resets.
     #[config(env = "LIMIT_MAIL", default = "5/h")]
     pub mail: Rate,
+    /// Codes by SMS that one user asks for, and that are sent to one number.
+    #[config(env = "LIMIT_SMS_CODES", default = "5/h")]
+    pub sms_codes: Rate,
+    /// Notifications by SMS to one user.
+    #[config(env = "LIMIT_SMS", default = "20/h")]
+    pub sms: Rate,
+    /// SMS of one organization, codes included.
+    #[config(env = "LIMIT_SMS_ORGANIZATION", default = "200/d")]
+    pub sms_organization: Rate,
 }
 
 /// How mail is sent.
@@ -183,6 +200,63 @@ pub struct TenancyConfig {
     /// DNS server for the proofs of custom domains, such as 9.9.9.9:53; the system's where absent.
     #[config(env = "TENANCY_DNS_SERVER")]
     pub dns_server: Option<std::net::SocketAddr>,
+}
+
+/// Events that are sent to servers of customers.
+#[derive(Clone, Debug, Confique)]
+pub struct WebhooksConfig {
+    /// Requests a second to one webhook at most.
+    #[config(env = "WEBHOOKS_PER_SECOND", default = 50)]
+    pub per_second: u32,
+    /// Whether webhooks and push services may be on this machine and without TLS: for development only.
+    #[config(env = "WEBHOOKS_ALLOW_LOOPBACK", default = false)]
+    pub allow_loopback: bool,
+}
+
+/// Notifications by SMS and by push. A channel that is not set up here is not offered.
+#[derive(Clone, Debug, Confique)]
+pub struct NotificationsConfig {
+    /// Where Twilio's API is.
+    #[config(env = "TWILIO_BASE_URL", default = "https://api.twilio.com")]
+    pub twilio_base_url: String,
+    /// The account that sends SMS, AC and 32 digits; without it there are no SMS.
+    #[config(env = "TWILIO_ACCOUNT_SID")]
+    pub twilio_account_sid: Option<String>,
+    /// The account's token.
+    #[config(env = "TWILIO_AUTH_TOKEN")]
+    pub twilio_auth_token: Option<SecretString>,
+    /// The number, or the name, that SMS are from.
+    #[config(env = "TWILIO_FROM")]
+    pub twilio_from: Option<String>,
+    /// The private key of Web Push (VAPID), 32 bytes of P-256 in base64url; without it there is no push. Make one
+    /// with: openssl ecparam -genkey -name prime256v1 -noout -outform DER | tail -c +8 | head -c 32 | base64 | tr '+/' '-_' | tr -d '='
+    #[config(env = "VAPID_PRIVATE_KEY")]
+    pub vapid_private_key: Option<SecretString>,
+    /// Whom push services write to when something is wrong: mailto:ops@example.com
+    #[config(env = "VAPID_SUBJECT")]
+    pub vapid_subject: Option<String>,
+}
+
+/// WebSockets and streams of server-sent events.
+#[derive(Clone, Debug, Confique)]
+pub struct RealtimeConfig {
+    /// Connections that one user may have to one organization, at each instance.
+    #[config(env = "REALTIME_CONNECTIONS_PER_USER", default = 20)]
+    pub connections_per_user: usize,
+}
+
+/// How long what an organization does not delete itself is kept. The audit log is kept for good.
+#[derive(Clone, Debug, Confique)]
+pub struct RetentionConfig {
+    /// Days that events can be listed, replayed and resumed from.
+    #[config(env = "RETENTION_EVENTS_DAYS", default = 90)]
+    pub events_days: u32,
+    /// Days that finished deliveries of webhooks are kept.
+    #[config(env = "RETENTION_DELIVERIES_DAYS", default = 30)]
+    pub deliveries_days: u32,
+    /// Days that notifications are kept, read or not.
+    #[config(env = "RETENTION_NOTIFICATIONS_DAYS", default = 180)]
+    pub notifications_days: u32,
 }
 
 /// What is written to standard error.
@@ -251,6 +325,9 @@ impl Config {
                 self.http.base_domain
             );
         }
+        if self.realtime.connections_per_user == 0 {
+            bail!("realtime.connections_per_user (REALTIME_CONNECTIONS_PER_USER) is 0; 20 is a good start");
+        }
         self.auth.secret_key_bytes()?;
         Ok(())
     }
@@ -262,7 +339,20 @@ impl Config {
 
     /// What is in force, as TOML with secrets masked.
     pub fn masked(&self) -> String {
-        let Self { database, http, auth, limits, mail, redis, tenancy, log } = self;
+        let Self {
+            database,
+            http,
+            auth,
+            limits,
+            mail,
+            redis,
+            tenancy,
+            webhooks,
+            notifications,
+            realtime,
+            retention,
+            log,
+        } = self;
         let secret = |set: bool| if set { "********" } else { "" };
         let mut text = String::new();
         let mut section = |name: &str, lines: &[(&str, String)]| {
@@ -322,6 +412,9 @@ impl Config {
                 ("password_reset", quoted(&limits.password_reset)),
                 ("invitations", quoted(&limits.invitations)),
                 ("mail", quoted(&limits.mail)),
+                ("sms_codes", quoted(&limits.sms_codes)),
+                ("sms", quoted(&limits.sms)),
+                ("sms_organization", quoted(&limits.sms_organization)),
             ],
         );
         section(
@@ -339,6 +432,36 @@ impl Config {
             &[
                 ("spare_schemas", tenancy.spare_schemas.to_string()),
                 ("dns_server", quoted(&tenancy.dns_server.map(|at| at.to_string()).unwrap_or_default())),
+            ],
+        );
+        section(
+            "webhooks",
+            &[
+                ("per_second", webhooks.per_second.to_string()),
+                ("allow_loopback", webhooks.allow_loopback.to_string()),
+            ],
+        );
+        section(
+            "notifications",
+            &[
+                ("twilio_base_url", quoted(&notifications.twilio_base_url)),
+                (
+                    "twilio_account_sid",
+                    quoted(&notifications.twilio_account_sid.as_deref().unwrap_or_default()),
+                ),
+                ("twilio_auth_token", quoted(&secret(notifications.twilio_auth_token.is_some()))),
+                ("twilio_from", quoted(&notifications.twilio_from.as_deref().unwrap_or_default())),
+                ("vapid_private_key", quoted(&secret(notifications.vapid_private_key.is_some()))),
+                ("vapid_subject", quoted(&notifications.vapid_subject.as_deref().unwrap_or_default())),
+            ],
+        );
+        section("realtime", &[("connections_per_user", realtime.connections_per_user.to_string())]);
+        section(
+            "retention",
+            &[
+                ("events_days", retention.events_days.to_string()),
+                ("deliveries_days", retention.deliveries_days.to_string()),
+                ("notifications_days", retention.notifications_days.to_string()),
             ],
         );
         section("log", &[("level", quoted(&log.level)), ("format", quoted(&log.format))]);

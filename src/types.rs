@@ -119,6 +119,7 @@ macro_rules! text_enum {
         pub enum $name { $($(#[$about])* $variant),+ }
 
         impl $name {
+            #[allow(dead_code)]
             pub const ALL: &[$name] = &[$($name::$variant),+];
 
             /// The word on the wire.

@@ -3,6 +3,8 @@
 use chrono::TimeDelta;
 use serde_json::json;
 
+use rowhouse::app::Part;
+
 use crate::support::{PASSWORD, TestApp, smtp, unique_email};
 
 const NEW: &str = "Purple-Kettle-42-Rain";
@@ -207,15 +209,12 @@ async fn mail_that_cannot_be_sent_is_sent_later() {
     // Another instance that reaches a server does what this one could not.
     let mut config = app.app.config.clone();
     config.mail.smtp_url = crate::support::configuration("x").mail.smtp_url;
+    // The first instance may be quicker with the second attempt; then it is the third.
     let other = rowhouse::app::App::new(config, app.app.clock.clone()).unwrap();
-    crate::support::within(10, "the second attempt", || {
-        let (other, email) = (other.clone(), person.email.clone());
-        // The first instance may be quicker with the second attempt; then it is the third.
-        app.app.clock.advance(TimeDelta::seconds(250));
-        async move {
-            rowhouse::jobs::run_due(&other).await.unwrap();
-            !smtp::sent_to(&email).is_empty()
-        }
+    let _worker = crate::support::on_the_servers_runtime(other.start(Part::Worker)).unwrap();
+    crate::support::within(10, "another attempt", || async {
+        app.app.clock.advance(TimeDelta::seconds(15));
+        !smtp::sent_to(&person.email).is_empty()
     })
     .await;
     let readable =

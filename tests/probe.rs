@@ -7,7 +7,7 @@ use rowhouse::{
 };
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Client, PASSWORD, Person, Team, TestApp, unique_email};
+use crate::support::{Answer, Client, PASSWORD, Person, Team, TestApp, stand_in, unique_email, within};
 
 /// One operation as the document tells it.
 struct Operation {
@@ -26,7 +26,9 @@ impl Operation {
     }
 
     fn about_one_organization(&self) -> bool {
-        self.path.starts_with("/organizations/{")
+        ["/organizations/{", "/ws/dashboard/{", "/sse/dashboard/{"]
+            .iter()
+            .any(|path| self.path.starts_with(path))
     }
 }
 
@@ -113,6 +115,30 @@ async fn target(team: &Team, operation: &Operation, who: &Person) -> (String, Op
         let made = team.owner.post(&team.path("/domains"), json!({"domain": domain})).await.expect(201);
         path = path.replace("{domain_id}", made["id"].as_str().unwrap());
     }
+    if path.contains("{webhook_id}") {
+        let new = json!({"name": "Target", "url": "http://127.0.0.1:9/", "events": ["project.created"]});
+        let made = team.owner.post("/webhooks", new).await.expect(201);
+        let id = made["id"].as_str().unwrap();
+        path = path.replace("{webhook_id}", id);
+        if path.contains("{delivery_id}") {
+            let test = team.owner.post(&format!("/webhooks/{id}/test"), json!({})).await.expect(202);
+            path = path.replace("{delivery_id}", test["id"].as_str().unwrap());
+        }
+    }
+    if operation.id == "create_webhook" {
+        body = Some(json!({"name": "Probe", "url": "http://127.0.0.1:9/", "events": ["webhook.updated"]}));
+    }
+    if operation.id == "update_webhook" {
+        body = Some(json!({"name": "Renamed", "events": ["webhook.updated"]}));
+    }
+    if path.contains("{job_id}") {
+        let id = uuid::Uuid::now_v7();
+        let made = "insert into platform.jobs (id, kind, lane, sealed_payload, state, run_at, created_at, failed_at)";
+        team.app
+            .sql(&format!("{made} values ('{id}', 'nothing', '{id}', '', 'dead', now(), now(), now())"))
+            .await;
+        path = path.replace("{job_id}", &id.to_string());
+    }
     if path.contains("{flag_key}") {
         let key = format!("flag-{}", uuid::Uuid::now_v7().simple());
         let made = "insert into platform.feature_flags (key, enabled, rollout, created_at, updated_at)";
@@ -126,6 +152,44 @@ async fn target(team: &Team, operation: &Operation, who: &Person) -> (String, Op
         let sessions = client.get("/auth/sessions").await.expect(200);
         let own = sessions["data"].as_array().unwrap().iter().find(|session| session["current"] == true);
         path = path.replace("{session_id}", own.unwrap()["id"].as_str().unwrap());
+    }
+    let own = who.client.within(&team.id);
+    if path.contains("{notification_id}") {
+        let schema = team
+            .app
+            .texts(&format!(
+                "select 'tenant_' || replace(schema_id::text, '-', '') from platform.organizations where id = '{}'",
+                team.id
+            ))
+            .await
+            .remove(0);
+        let id = uuid::Uuid::now_v7().to_string();
+        team.app
+            .sql(&format!(
+                "insert into {schema}.notifications (id, user_id, kind, event_id, title, body, path, awaits_digest, \
+                 created_at) values ('{id}', '{}', 'task_assigned', '{id}', 'Target', 'Target', '/', false, now())",
+                who.id
+            ))
+            .await;
+        path = path.replace("{notification_id}", &id);
+    }
+    if path.contains("{subscription_id}") {
+        let mut new = DOCUMENT.value["components"]["schemas"]["NewPushSubscription"]["example"].clone();
+        new["endpoint"] = format!("https://push.example.com/{}", uuid::Uuid::now_v7()).into();
+        let made = own.post("/notifications/push-subscriptions", new).await.expect(201);
+        path = path.replace("{subscription_id}", made["id"].as_str().unwrap());
+    }
+    if ["set_sms_number", "confirm_sms_number"].contains(&operation.id.as_str()) {
+        let digits = format!("65{:010}", uuid::Uuid::now_v7().as_u128() % 10_000_000_000);
+        let number = json!({"number": format!("+{digits}")});
+        body = Some(number.clone());
+        if operation.id == "confirm_sms_number" {
+            own.post("/notifications/sms-number", number).await.expect(202);
+            let sent = || stand_in::received(&digits).pop();
+            within(5, "a code", || async { sent().is_some() }).await;
+            let text = sent().unwrap().field("Body");
+            body = Some(json!({"code": text.split(' ').next().unwrap()}));
+        }
     }
     assert!(!path.contains('{'), "the probe does not know how to fill {path}");
     (path, body)
@@ -148,11 +212,31 @@ async fn insider(team: &Team, operation: &Operation) -> Client {
 
 async fn send(client: &Client, operation: &Operation, path: &str, body: &Option<Value>) -> Answer {
     let request = client.request(operation.method.clone(), path);
+    if path.starts_with("/ws/") || path.starts_with("/sse/") {
+        return opened(request).await;
+    }
     Answer::of(match body {
         Some(body) => request.json(body),
         None => request,
     })
     .await
+}
+
+/// The answer of a stream, which has no end: that it began is all of it.
+async fn opened(request: reqwest::RequestBuilder) -> Answer {
+    let handshake = [
+        ("connection", "upgrade"),
+        ("upgrade", "websocket"),
+        ("sec-websocket-version", "13"),
+        ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+    ];
+    let request = handshake.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+    let response = request.send().await.unwrap();
+    let (status, headers) = (response.status(), response.headers().clone());
+    if status.is_success() || status == 101 {
+        return Answer { status: reqwest::StatusCode::OK, headers, text: String::new() };
+    }
+    Answer { status, headers, text: response.text().await.unwrap() }
 }
 
 #[tokio::test]
@@ -323,4 +407,104 @@ async fn each_scope_of_an_api_key_opens_what_it_says() {
         let new = json!({"name": "Probe", "scopes": [permission]});
         team.owner.post("/api-keys", new).await.refused(400, "VALIDATION_ERROR");
     }
+}
+
+/// Every operation that changes an organization is in its audit log, and tells of it in a form that the
+/// catalogue describes.
+#[tokio::test]
+async fn every_change_of_an_organization_is_told() {
+    // They change what is the caller's own and nobody else's.
+    let personal = |operation: &Operation| operation.permission() == Some(Permission::NotificationsRead);
+    let app = TestApp::shared();
+    let catalogue = app.anonymous().get("/webhook-events").await.expect(200);
+    let mut seen = std::collections::BTreeSet::new();
+    let mut wrong = Vec::new();
+    let mut tried = 0;
+    for operation in operations() {
+        if operation.method == Method::GET || operation.permission().is_none() || personal(&operation) {
+            continue;
+        }
+        tried += 1;
+        let team = big_team(&app).await;
+        let (path, body) = target(&team, &operation, &team.founder).await;
+        let schema = app
+            .texts(&format!(
+                "select 'tenant_' || replace(schema_id::text, '-', '') from platform.organizations where id = '{}'",
+                team.id
+            ))
+            .await
+            .remove(0);
+        let recorded = format!(
+            "select json_build_object('type', type, 'data', data)::text from {schema}.events order by id"
+        );
+        let before = app.texts(&recorded).await.len();
+        let entries = format!("select count(*) from {schema}.audit_log");
+        let entries_before = app.number(&entries).await;
+        let answer = send(&team.owner, &operation, &path, &body).await;
+        if answer.status == 409 {
+            // What needs the outside world, such as the proof of a domain, has tests of its own.
+            assert!(
+                ["verify_domain", "leave_organization", "restore_organization", "replay_webhook_delivery"]
+                    .contains(&operation.id.as_str()),
+                "{}: {}",
+                operation.id,
+                answer.text
+            );
+            continue;
+        }
+        assert!(answer.status.is_success(), "{}: {}", operation.id, answer.text);
+        let after = app.texts(&recorded).await;
+        if after.len() == before {
+            wrong.push(format!("{} tells nothing", operation.id));
+        }
+        if app.number(&entries).await == entries_before {
+            wrong.push(format!("{} is not in the audit log", operation.id));
+        }
+        for event in &after {
+            let event: Value = serde_json::from_str(event).unwrap();
+            let kind = event["type"].as_str().unwrap();
+            seen.insert(kind.to_owned());
+            let known = catalogue["data"].as_array().unwrap().iter().find(|known| known["type"] == kind);
+            let example =
+                &known.unwrap_or_else(|| panic!("{kind} is not in the catalogue"))["payload_example"];
+            let names =
+                |value: &Value| -> Vec<String> { value.as_object().unwrap().keys().cloned().collect() };
+            if names(&example["data"]) != names(&event["data"]) {
+                wrong.push(format!("{kind}: the example is not like {:?}", names(&event["data"])));
+            }
+        }
+    }
+    wrong.sort();
+    wrong.dedup();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(tried > 25 && seen.len() > 25, "{tried} operations, {} types", seen.len());
+}
+
+/// What changes an account is among its owner's security events.
+#[tokio::test]
+async fn every_change_of_an_account_is_recorded() {
+    let app = TestApp::shared();
+    let mut silent = Vec::new();
+    for operation in operations() {
+        if operation.method == Method::GET || operation.needs != "authenticated" {
+            continue;
+        }
+        let team = big_team(&app).await;
+        let (path, body) = target(&team, &operation, &team.founder).await;
+        let count = format!(
+            "select (select count(*) from platform.security_events) + (select count(*) from platform.outbox) \
+             + coalesce((select sum(position) from platform.event_heads), 0)::bigint \
+             + (select count(*) from platform.platform_audit) where '{}' <> ''",
+            team.id
+        );
+        let before = app.number(&count).await;
+        let answer = send(&team.founder.client, &operation, &path, &body).await;
+        if answer.status.is_success() && app.number(&count).await == before {
+            silent.push(operation.id);
+        }
+    }
+    // A profile is its owner's own affair; a mail that asks for something changes nothing yet.
+    let known = ["resend_verification", "request_email_change", "update_user"];
+    silent.retain(|id| !known.contains(&id.as_str()));
+    assert_eq!(silent, Vec::<String>::new());
 }

@@ -27,7 +27,7 @@ use crate::{
     db::Tx,
     error::{Code, Error, OnConstraint, Result},
     http::{Accepted, Body, Json, NoContent},
-    jobs::{self, Job},
+    jobs::{self, Running, Work},
     limits::Ask,
     mail::{self, Letter},
     types::{Email, example, text_enum},
@@ -206,7 +206,7 @@ impl EmailsApi {
         let address = anybody.origin.address;
         let request = ResetRequest { email: given.0.email.to_string(), address, agent, request_id };
         let tx = app.db.begin().await?;
-        jobs::enqueue(&tx, app, &Job::ResetPassword(request)).await?;
+        jobs::enqueue(&tx, app, &request).await?;
         tx.commit().await?;
         Ok(Accepted)
     }
@@ -410,8 +410,11 @@ pub struct ResetRequest {
     request_id: Option<String>,
 }
 
-impl ResetRequest {
-    pub async fn run(self, app: &App) -> Result<()> {
+impl Work for ResetRequest {
+    const KIND: &'static str = "reset_password";
+
+    async fn run(self, job: &Running) -> anyhow::Result<()> {
+        let app = &*job.app;
         let tx = app.db.begin().await?;
         let row = tx
             .query_opt("select id from platform.users where email = $1 and is_active", &[&self.email])
@@ -430,7 +433,7 @@ impl ResetRequest {
         (origin.address, origin.agent, origin.request_id) = (self.address, self.agent, self.request_id);
         let kind = SecurityEventType::PasswordResetRequest;
         security_events::record(&tx, app, kind, About::user(profile.id), &origin, json!({})).await?;
-        tx.commit().await
+        Ok(tx.commit().await?)
     }
 }
 

@@ -21,7 +21,7 @@ use crate::{
     },
     db::Tx,
     error::{Code, Error, Result},
-    jobs::{self, Job},
+    jobs::{self, Running, Work},
     mail::{self, Letter},
 };
 
@@ -99,7 +99,7 @@ pub async fn failed(tx: &Tx, app: &App, subject: &Subject, origin: &Origin) -> R
         // For a made-up name too, so that both take as long.
         security_events::record(tx, app, SecurityEventType::AccountLocked, about, origin, json!({})).await?;
         let notice = LockNotice { user: subject.user, until: row.try_get("locked_until")? };
-        jobs::enqueue(tx, app, &Job::TellOfLock(notice)).await?;
+        jobs::enqueue(tx, app, &notice).await?;
     }
     Ok(())
 }
@@ -125,14 +125,17 @@ pub struct LockNotice {
     until: DateTime<Utc>,
 }
 
-impl LockNotice {
-    pub async fn run(self, app: &App) -> Result<()> {
+impl Work for LockNotice {
+    const KIND: &'static str = "tell_of_lock";
+
+    async fn run(self, job: &Running) -> anyhow::Result<()> {
+        let app = &*job.app;
         let Some(user) = self.user else { return Ok(()) };
         let tx = app.db.begin().await?;
         let profile = profile::find(&tx, user).await?;
         let time = self.until.format("%Y-%m-%d %H:%M UTC").to_string();
         let fields = [("name", profile.first_name.as_ref()), ("time", &time)];
         mail::post(&tx, app, Letter::new(&profile.email, "account_locked", &fields)).await?;
-        tx.commit().await
+        Ok(tx.commit().await?)
     }
 }

@@ -23,7 +23,7 @@ use crate::{
         Access, User,
         passwords::Password,
         sealing::{random, sha256},
-        withdraw,
+        standing, withdraw,
     },
     db::Tx,
     error::{Code, Error, Result},
@@ -252,6 +252,7 @@ async fn tell(tx: &Tx, app: &App, user: Uuid, what: &str) -> Result<()> {
 
 /// Takes the second factor from an account.
 pub async fn remove(tx: &Tx, user: Uuid) -> Result<()> {
+    standing::changed(tx, user).await?;
     tx.execute(
         "update platform.users set mfa_enabled_at = null, sealed_totp_secret = null, version = version + 1 \
          where id = $1",

@@ -15,7 +15,7 @@ use super::security_events::{self, About, SecurityEventType};
 use crate::{
     api::Tag,
     app::App,
-    auth::{Access, Origin, User, keys::opaque_token, sealing::sha256, withdraw},
+    auth::{Access, Origin, User, keys::opaque_token, sealing::sha256, standing, withdraw},
     db::{Row, Select, Tx},
     error::{Code, Error, Result},
     http::{IfMatch, Json, NoContent},
@@ -103,6 +103,7 @@ pub async fn refresh(app: &App, token: &str, origin: &Origin) -> Result<Tokens> 
             )
             .await?;
         if let Some(reused) = reused {
+            standing::changed(&tx, reused.try_get("user_id")?).await?;
             let about = About::user(reused.try_get("user_id")?);
             security_events::record(&tx, app, SecurityEventType::TokenReuse, about, origin, json!({}))
                 .await?;
@@ -127,6 +128,7 @@ pub async fn refresh(app: &App, token: &str, origin: &Origin) -> Result<Tokens> 
 
 /// Ends a session: its refresh tokens and its access tokens are worth nothing from the commit on.
 pub async fn revoke(tx: &Tx, app: &App, session: Uuid, because: &str) -> Result<()> {
+    standing::changed(tx, session).await?;
     tx.execute(
         "update platform.sessions set revoked_at = $2, revoked_because = $3 where id = $1 and revoked_at is null",
         &[&session, &app.clock.now(), &because],
@@ -213,6 +215,7 @@ impl SessionsApi {
         if ended == 0 {
             return Err(Error::new(Code::NotFound, "You have no such session."));
         }
+        standing::changed(&tx, session_id.0).await?;
         let details = json!({"session_id": session_id.0});
         let kind = SecurityEventType::SessionRevoked;
         security_events::record(&tx, &who.app, kind, About::user(who.id), &who.origin, details).await?;

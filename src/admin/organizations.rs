@@ -18,6 +18,7 @@ use crate::{
     billing::Plan,
     db::{Row, Select, TenantTx, Tx},
     error::{Error, Result},
+    events::{self, EventType},
     http::{Body, IfMatch, Json, NoContent, Single, Versioned},
     organizations::{self, OrganizationStatus, api_keys},
     page::{Page, Paging},
@@ -216,7 +217,7 @@ impl AdminOrganizationsApi {
                 &[&house.before.id, &to.0.plan, &who.0.app.clock.now()],
             )
             .await?;
-        house.close(&who, "organization.plan_changed").await
+        house.close(&who, EventType::OrganizationPlanChanged).await
     }
 
     /// List API keys that work, of all organizations or of one.
@@ -256,10 +257,11 @@ impl AdminOrganizationsApi {
         if api_keys::end(&tx, app, key.id, "revoked by staff").await? == 0 {
             return Err(missing());
         }
+        let ended = api_keys::find(&tx, key.id, app.clock.now()).await?;
         let (organization, changes) = (Some(key.organization_id), Changes::deleted(&key));
         audit::record_platform(&tx, app, &who, "api_key.revoked", Some(key.id), organization, &changes)
             .await?;
-        audit::record(&tx, app, &who, "api_key.revoked", key.id, Changes::none()).await?;
+        events::record(&tx, app, &who, EventType::ApiKeyRevoked, key.id, Changes::none(&ended)).await?;
         let about = About { user: Some(key.created_by), organization };
         let details = json!({"api_key_id": key.id, "because": "revoked by staff"});
         let kind = SecurityEventType::ApiKeyRevoked;
@@ -288,18 +290,18 @@ impl House {
     }
 
     /// Records what was done in both logs, and commits.
-    async fn close(self, who: &Superuser, action: &str) -> Result<Single<AdminOrganization>> {
+    async fn close(self, who: &Superuser, what: EventType) -> Result<Single<AdminOrganization>> {
         let Self { tx, before } = self;
         let app = &*who.0.app;
         let after = find(&tx, before.id).await?;
         let organization = Some(after.id);
         let changes = Changes::between(&before, &after);
-        audit::record_platform(&tx, app, who, action, organization, organization, &changes).await?;
+        audit::record_platform(&tx, app, who, what.name(), organization, organization, &changes).await?;
         // The organization reads its own log; why it was suspended is for staff.
         let shown = |seen: &AdminOrganization| json!({"plan": seen.plan, "status": seen.status});
         let changes = Changes::between(&shown(&before), &shown(&after));
-        audit::record(&tx, app, who, action, after.id, changes).await?;
-        withdraw(&tx, app, Access::Organization { organization: after.id }, action).await?;
+        events::record(&tx, app, who, what, after.id, changes).await?;
+        withdraw(&tx, app, Access::Organization { organization: after.id }, what.name()).await?;
         tx.commit().await?;
         app.directory.forget(after.id);
         Ok(Single(after))
@@ -328,8 +330,8 @@ async fn set_status(
         .close(
             who,
             match status {
-                OrganizationStatus::Suspended => "organization.suspended",
-                OrganizationStatus::Active => "organization.resumed",
+                OrganizationStatus::Suspended => EventType::OrganizationSuspended,
+                OrganizationStatus::Active => EventType::OrganizationResumed,
             },
         )
         .await

@@ -211,7 +211,7 @@ impl AdminUsersApi {
         let tx = app.db.begin().await?;
         let user = find(&tx, user_id.0).await?;
         lockout::forget(&tx, user.id).await?;
-        audit::record_platform(&tx, app, &who, "user.unlocked", Some(user.id), None, &Changes::none())
+        audit::record_platform(&tx, app, &who, "user.unlocked", Some(user.id), None, &Changes::none(&user))
             .await?;
         tx.commit().await?;
         Ok(NoContent)
@@ -228,7 +228,7 @@ impl AdminUsersApi {
         let (kind, details) = (SecurityEventType::MfaDisabled, json!({"by": "staff"}));
         let about = About::user(user.id);
         security_events::record(&tx, app, kind, about, &who.0.origin, details).await?;
-        let changes = Changes::none();
+        let changes = Changes::none(&user);
         audit::record_platform(&tx, app, &who, "user.mfa_reset", Some(user.id), None, &changes).await?;
         tx.commit().await?;
         Ok(NoContent)

@@ -76,17 +76,30 @@ impl From<&Superuser> for Actor {
     }
 }
 
-/// What an act changed, field by field: `{"name": {"before": …, "after": …}}`.
-pub struct Changes(Value);
+/// What an act changed, field by field: `{"name": {"before": …, "after": …}}`, and the object that it
+/// changed as it is after it, or was last.
+pub struct Changes {
+    fields: Value,
+    object: Value,
+}
 
 impl Changes {
-    pub fn none() -> Self {
-        Self(json!({}))
+    /// Nothing changed about the object that this is about.
+    pub fn none(object: &impl Serialize) -> Self {
+        Self { fields: json!({}), object: masked(object).into() }
+    }
+
+    pub fn fields(&self) -> &Value {
+        &self.fields
+    }
+
+    pub fn object(&self) -> &Value {
+        &self.object
     }
 
     /// The same, with a field that did not change but says what it is about.
     pub fn about(mut self, field: &str, value: &str) -> Self {
-        if let Value::Object(changes) = &mut self.0 {
+        if let Value::Object(changes) = &mut self.fields {
             changes.entry(field).or_insert_with(|| json!({"before": value, "after": value}));
         }
         self
@@ -101,11 +114,7 @@ impl Changes {
     }
 
     pub fn between(before: &impl Serialize, after: &impl Serialize) -> Self {
-        let fields = |value: Result<Value, _>| match value {
-            Ok(Value::Object(fields)) => fields,
-            _ => Map::new(),
-        };
-        let (before, after) = (fields(serde_json::to_value(before)), fields(serde_json::to_value(after)));
+        let (before, after) = (fields_of(before), fields_of(after));
         let names: std::collections::BTreeSet<&String> = before.keys().chain(after.keys()).collect();
         let mut changes = Map::new();
         for name in names.into_iter().filter(|name| *name != "updated_at") {
@@ -118,24 +127,41 @@ impl Changes {
                 changes.insert(name.clone(), json!({"before": show(old), "after": show(new)}));
             }
         }
-        Self(Value::Object(changes))
+        let object = if after.is_empty() { before } else { after };
+        Self { fields: Value::Object(changes), object: masked(&object).into() }
     }
+}
+
+fn fields_of(object: &impl Serialize) -> Map<String, Value> {
+    match serde_json::to_value(object) {
+        Ok(Value::Object(fields)) => fields,
+        _ => Map::new(),
+    }
+}
+
+/// An object without its secrets.
+fn masked(object: &impl Serialize) -> Map<String, Value> {
+    let mut fields = fields_of(object);
+    for (_, value) in fields.iter_mut().filter(|(name, value)| is_secret(name) && !value.is_null()) {
+        *value = json!("********");
+    }
+    fields
 }
 
 fn is_secret(field: &str) -> bool {
     ["password", "secret", "token", "hash", "credential"].iter().any(|word| field.contains(word))
 }
 
-/// Writes an entry into the organization's log. `action` is `resource.what_happened`.
+/// Writes an entry into the organization's log. `action` is `resource.what_happened`. What changes an
+/// organization is recorded with `events::record`, which calls this.
 pub async fn record(
     tx: &TenantTx,
     app: &App,
-    who: impl Into<Actor>,
+    who: &Actor,
     action: &str,
     resource: Uuid,
-    changes: Changes,
+    changes: &Changes,
 ) -> Result<()> {
-    let who = who.into();
     let (id, organization) = (Uuid::now_v7(), tx.organization());
     let (now, address) = (app.clock.now(), who.origin.address_text());
     let entry: [&(dyn ToSql + Sync); 11] = [
@@ -146,7 +172,7 @@ pub async fn record(
         &who.key,
         &action,
         &resource,
-        &changes.0,
+        &changes.fields,
         &who.origin.request_id,
         &address,
         &who.origin.agent,
@@ -188,7 +214,7 @@ pub async fn record_platform(
             &action,
             &resource,
             &organization,
-            &changes.0,
+            &changes.fields,
             &who.origin.request_id,
             &who.origin.address_text(),
             &who.origin.agent,
@@ -206,7 +232,7 @@ mod tests {
     fn changes_are_told_field_by_field_without_secrets() {
         let before = json!({"name": "Old", "same": 1, "token_hash": "abc", "gone": true, "updated_at": 1});
         let after = json!({"name": "New", "same": 1, "token_hash": "def", "password": "x", "updated_at": 2});
-        let Changes(told) = Changes::between(&before, &after);
+        let Changes { fields: told, .. } = Changes::between(&before, &after);
         assert_eq!(
             told,
             json!({
@@ -216,7 +242,8 @@ mod tests {
                 "password": {"before": null, "after": "********"},
             })
         );
-        let Changes(told) = Changes::created(&json!({"name": "New", "about": null}));
+        let Changes { fields: told, object } = Changes::created(&json!({"name": "New", "about": null}));
         assert_eq!(told, json!({"name": {"before": null, "after": "New"}}));
+        assert_eq!(object, json!({"name": "New", "about": null}));
     }
 }

@@ -6,7 +6,7 @@
 use serde_json::json;
 use uuid::Uuid;
 
-use super::Origin;
+use super::{Origin, standing};
 use crate::{
     accounts::security_events::{self, About, SecurityEventType},
     app::App,
@@ -71,6 +71,7 @@ pub async fn withdraw(tx: &Tx, app: &App, what: Access, because: &str) -> Result
         )
         .await?;
     }
+    standing::changed(tx, user).await?;
     if everything {
         tx.execute("delete from platform.email_tokens where user_id = $1 and used_at is null", &[&user])
             .await?;

@@ -3,6 +3,10 @@
 //! The checksum lets a scanner tell a leaked key from noise, and the service refuse a mistyped one
 //! without asking the database.
 
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
 use super::sealing::{random, sha256};
 use crate::{error::Result, types::text_enum};
 
@@ -56,6 +60,15 @@ fn checksum(text: &str) -> String {
         left /= 62;
     }
     digits.iter().map(|digit| *digit as char).collect()
+}
+
+/// Whether a key that is good from these networks may be used from an address; from anywhere where
+/// there are none.
+pub fn may_come_from(networks: &[String], address: Option<IpAddr>) -> bool {
+    let within = |net: &String| {
+        net.parse::<IpNet>().ok().zip(address).is_some_and(|(net, address)| net.contains(&address))
+    };
+    networks.is_empty() || networks.iter().any(within)
 }
 
 #[cfg(test)]

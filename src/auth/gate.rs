@@ -19,6 +19,7 @@ use super::{
     api_keys,
     permissions::{Asks, Permission, PermissionSet, Role, known},
     sealing::hex,
+    tickets::{self, Holder},
 };
 use crate::{
     api::{API_KEY, BEARER, PUBLIC, SUPERUSER},
@@ -44,6 +45,8 @@ pub struct Member {
     pub app: Arc<App>,
     /// With a key: whoever made it.
     pub user_id: Uuid,
+    /// `None` with a key.
+    pub session: Option<Uuid>,
     pub key: Option<Key>,
     pub role: Role,
     pub permissions: PermissionSet,
@@ -75,6 +78,17 @@ impl Member {
 pub struct Can<P, const INCLUDING_DELETED: bool = false>(Member, PhantomData<P>);
 
 impl<P, const INCLUDING_DELETED: bool> Deref for Can<P, INCLUDING_DELETED> {
+    type Target = Member;
+
+    fn deref(&self) -> &Member {
+        &self.0
+    }
+}
+
+/// The same for a connection that stays: opened by a token, a key or a ticket.
+pub struct Watching<P>(Member, PhantomData<P>);
+
+impl<P> Deref for Watching<P> {
     type Target = Member;
 
     fn deref(&self) -> &Member {
@@ -175,7 +189,7 @@ impl<const COUNTED: bool> Public<COUNTED> {
 
 /// What a request brings to prove who sends it.
 enum Credentials {
-    Session { user: Uuid, session: Uuid },
+    Session { user: Uuid, session: Uuid, organization: Option<Uuid> },
     Key { hash: Vec<u8> },
 }
 
@@ -201,7 +215,17 @@ impl Credentials {
                 )
             })?;
         let claims = app.keys.verify(token, app.clock.now()).await?;
-        Ok(Self::Session { user: claims.sub, session: claims.sid })
+        Ok(Self::Session { user: claims.sub, session: claims.sid, organization: None })
+    }
+
+    /// The same where a ticket in the query will do as well.
+    async fn of_watcher(request: &Request, app: &App) -> Result<Self> {
+        let ticket = request.uri().query().into_iter().flat_map(|query| query.split('&'));
+        let Some(ticket) = ticket.filter_map(|pair| pair.strip_prefix("ticket=")).next() else {
+            return Self::of(request, app).await;
+        };
+        let Holder { user, session, organization } = tickets::redeem(app, ticket).await?;
+        Ok(Self::Session { user, session, organization: Some(organization) })
     }
 
     /// Whom to count a request against that came to nothing.
@@ -263,7 +287,7 @@ impl User {
     }
 
     async fn authenticate(request: &Request, app: &App, origin: &Origin) -> Result<(Uuid, Uuid)> {
-        let Credentials::Session { user, session } = Credentials::of(request, app).await? else {
+        let Credentials::Session { user, session, .. } = Credentials::of(request, app).await? else {
             return Err(Error::new(Code::AuthFailed, "This needs a person: log in, an API key will not do."));
         };
         let tx = app.db.begin().await?;
@@ -315,6 +339,7 @@ fn mfa_required(why: &str) -> Error {
 /// A member as the database has them, before it is decided what they may do.
 struct Found {
     user_id: Uuid,
+    session: Option<Uuid>,
     key: Option<(Key, Rate)>,
     role: Option<Role>,
     is_active: bool,
@@ -329,21 +354,21 @@ struct Found {
 impl Found {
     async fn of(request: &Request, app: &App, origin: &Origin, credentials: &Credentials) -> Result<Self> {
         match credentials {
-            Credentials::Session { user, session } => {
-                Self::by_session(request, app, origin, *user, *session).await
+            Credentials::Session { user, session, organization } => {
+                let tenant = tenancy::resolve(request, app, *organization).await?;
+                Self::by_session(app, origin, *user, *session, tenant).await
             }
             Credentials::Key { hash } => Self::by_key(request, app, origin, hash).await,
         }
     }
 
     async fn by_session(
-        request: &Request,
         app: &App,
         origin: &Origin,
         user_id: Uuid,
         session: Uuid,
+        tenant: Tenant,
     ) -> Result<Self> {
-        let tenant = tenancy::resolve(request, app, None).await?;
         let tx = app.db.begin().await?;
         let row = tx
             .query_opt(
@@ -361,6 +386,7 @@ impl Found {
         let member = role.is_some();
         Ok(Self {
             user_id,
+            session: Some(session),
             key: None,
             role,
             is_active: member && row.try_get("is_active")?,
@@ -391,16 +417,14 @@ impl Found {
         let row = row.ok_or_else(bad_key)?;
         let tenant = tenancy::resolve(request, app, Some(row.try_get("organization_id")?)).await?;
         let allowed: Vec<String> = row.try_get("allowed_ips")?;
-        let within = |net: &String| {
-            net.parse::<IpNet>().ok().zip(origin.address).is_some_and(|(net, address)| net.contains(&address))
-        };
-        if !allowed.is_empty() && !allowed.iter().any(within) {
+        if !api_keys::may_come_from(&allowed, origin.address) {
             return Err(Error::denied("This API key may not be used from your address."));
         }
         let key = Key { id: row.try_get("id")? };
         app.activity.saw(Seen::Key(key.id), origin, now);
         Ok(Self {
             user_id: row.try_get("created_by")?,
+            session: None,
             key: Some((key, Rate::per_hour(row.try_get::<_, i32>("rate_per_hour")?.unsigned_abs()))),
             role: row.try_get("role")?,
             is_active: true,
@@ -431,11 +455,23 @@ impl Member {
         counting: Counting,
     ) -> Result<Self> {
         let app = app(request)?;
-        let origin = Origin::of(request, &app);
-        let (known, outcome) = match Credentials::of(request, &app).await {
+        let credentials = Credentials::of(request, &app).await;
+        Self::enter_with(request, &app, credentials, asked, including_deleted, counting).await
+    }
+
+    async fn enter_with(
+        request: &Request,
+        app: &Arc<App>,
+        credentials: Result<Credentials>,
+        asked: Option<Permission>,
+        including_deleted: bool,
+        counting: Counting,
+    ) -> Result<Self> {
+        let origin = Origin::of(request, app);
+        let (known, outcome) = match credentials {
             Ok(credentials) => {
                 let outcome =
-                    Self::admit(request, &app, &origin, &credentials, asked, including_deleted).await;
+                    Self::admit(request, app, &origin, &credentials, asked, including_deleted).await;
                 (Some(credentials), outcome)
             }
             Err(error) => (None, Err(error)),
@@ -443,13 +479,13 @@ impl Member {
         match outcome {
             Ok((member, limits)) => {
                 if counting == Counting::Yes {
-                    origin.limit(&app, &limits).await?;
+                    origin.limit(app, &limits).await?;
                 }
                 Ok(member)
             }
             Err(error) => {
                 if counting == Counting::Yes {
-                    count_failure(&app, &origin, known.as_ref(), &error).await?;
+                    count_failure(app, &origin, known.as_ref(), &error).await?;
                 }
                 Err(error)
             }
@@ -497,9 +533,9 @@ impl Member {
             }));
         }
         let limits = found.limits(app);
-        let Found { user_id, key, tenant, .. } = found;
+        let Found { user_id, session, key, tenant, .. } = found;
         let (app, key, origin) = (app.clone(), key.map(|(key, _)| key), origin.clone());
-        Ok((Self { app, user_id, key, role, permissions, tenant, origin }, limits))
+        Ok((Self { app, user_id, session, key, role, permissions, tenant, origin }, limits))
     }
 }
 
@@ -570,6 +606,13 @@ vec![BEARER, P::PERMISSION.name()],
     Member::enter(request, Some(P::PERMISSION), INCLUDING_DELETED, Counting::Yes).await?,
     PhantomData
 ));
+gate!([P: Asks] Watching<P>, vec![BEARER, P::PERMISSION.name()], |request| {
+    let app = app(request)?;
+    let credentials = Credentials::of_watcher(request, &app).await;
+    let asked = Some(P::PERMISSION);
+    let member = Member::enter_with(request, &app, credentials, asked, false, Counting::Yes).await?;
+    Self(member, PhantomData)
+});
 gate!([] User, vec![BEARER], |request| Self::enter(request, Counting::Yes).await?);
 gate!([] Superuser, vec![BEARER, SUPERUSER], |request| Self::enter(request, Counting::Yes).await?);
 gate!([] KeyHolder, vec![API_KEY], |request| {

@@ -58,6 +58,8 @@ permissions! {
     OrganizationTransfer = "organization:transfer": Owner;
     /// Stop being a member.
     OrganizationLeave = "organization:leave": Owner Admin Manager Member Viewer;
+    /// One's own notifications.
+    NotificationsRead = "notifications:read": Owner Admin Manager Member Viewer;
     /// Change the organization, its settings and its domains.
     SettingsManage = "settings:manage": Owner Admin;
     /// See who is a member.
@@ -100,7 +102,8 @@ impl Permission {
 }
 
 /// What takes a person: an API key cannot be given these.
-const NOT_FOR_KEYS: [Permission; 4] = [
+const NOT_FOR_KEYS: [Permission; 5] = [
+    Permission::NotificationsRead,
     Permission::OrganizationDelete,
     Permission::OrganizationTransfer,
     Permission::OrganizationLeave,

@@ -209,6 +209,7 @@ async fn load_one(app: &Arc<App>, demo: &Organization, hash: &str) -> crate::err
     let sql = "update platform.organizations set plan = 'professional' where id = $1";
     tx.execute(sql, &[&tenant.id()]).await?;
     let manager = Member {
+        session: None,
         app: app.clone(),
         user_id: people[2],
         key: None,

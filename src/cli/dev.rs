@@ -15,7 +15,14 @@ use super::{
     postgres::{self, Keeping, PrivatePostgres, write_private},
     serve, stop_requested,
 };
-use crate::{app::App, auth::sealing::random, clock::Clock, config::Config, db::Db, http};
+use crate::{
+    app::{App, Part},
+    auth::sealing::random,
+    clock::Clock,
+    config::Config,
+    db::Db,
+    http,
+};
 
 /// The data stays in .rowhouse/ and is there again at the next start.
 #[derive(clap::Args)]
@@ -69,13 +76,13 @@ async fn run_on(postgres: &PrivatePostgres, home: &Path, args: &Args) -> anyhow:
     Db::create_database_if_missing(&config.database).await?;
     let app = App::new(config, Clock::default())?;
     migrate::migrate(&app, 4, 1).await?;
-    let background = app.start().await?;
+    let background = app.start(Part::All).await?;
     if demo::load(&app).await? {
         println!("demo data: loaded");
     }
     print_table(address.port(), postgres.port(), home);
     http::serve(app.clone(), listener, stop_requested()).await?;
-    drop(background);
+    background.stop().await;
     Ok(())
 }
 
@@ -118,7 +125,7 @@ fn write_config(postgres: &PrivatePostgres, home: &Path, listen: &str) -> anyhow
          base_domain = \"localhost\"\n\n[auth]\nsecret_key = \"{}\"\n\n\
          # On one's own machine everybody comes from the same address.\n[limits]\nanonymous = \"10000/h\"\n\
          register = \"1000/h\"\npassword_reset = \"100/h\"\n\n[mail]\nfolder = {:?}\n\
-         app_url = \"http://{listen}\"\n",
+         app_url = \"http://{listen}\"\n\n[webhooks]\nallow_loopback = true\n",
         postgres.url("rowhouse").expose_secret(),
         key.trim(),
         home.join("mail"),

@@ -7,6 +7,7 @@ mod doctor;
 mod migrate;
 mod openapi;
 pub mod postgres;
+mod schedule;
 mod serve;
 mod tenant;
 mod user;
@@ -32,8 +33,13 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serve the API (and keep spare schemas in stock) until SIGTERM or Ctrl-C.
-    Serve,
+    /// Serve the API, and do the jobs, until SIGTERM or Ctrl-C.
+    Serve(serve::Args),
+    /// Do jobs, tell of events and keep the schedules, beside `serve --web-only`.
+    Worker,
+    /// See what is done by the clock.
+    #[command(subcommand)]
+    Schedule(schedule::Command),
     /// Start a private Postgres, migrations, demo data and the service, for development.
     Dev(dev::Args),
     /// Bring the platform schema, then every tenant schema, up to this version.
@@ -58,7 +64,9 @@ pub fn run() -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let outcome = runtime.block_on(async {
         match cli.command {
-            Command::Serve => serve::run().await,
+            Command::Serve(args) => serve::run(args).await,
+            Command::Worker => serve::work().await,
+            Command::Schedule(command) => schedule::run(command).await,
             Command::Dev(args) => dev::run(args).await,
             Command::Migrate(args) => migrate::run(args).await,
             Command::Tenant(command) => tenant::run(command).await,

@@ -1,21 +1,40 @@
-//! `rowhouse serve`.
+//! `rowhouse serve` and `rowhouse worker`.
 
 use anyhow::Context;
 use tokio::net::TcpListener;
 
 use super::{app, stop_requested};
-use crate::{config::LogConfig, http};
+use crate::{app::Part, config::LogConfig, http};
 
-pub async fn run() -> anyhow::Result<()> {
+#[derive(clap::Args)]
+pub struct Args {
+    /// Answer requests only; jobs, events and schedules are left to `rowhouse worker`.
+    #[arg(long)]
+    web_only: bool,
+}
+
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    let part = if args.web_only { Part::Web } else { Part::All };
     let app = app().await?;
     log_to_stderr(&app.config.log)?;
     let listen = &app.config.http.listen;
     let listener = TcpListener::bind(listen)
         .await
         .with_context(|| format!("cannot listen on {listen}; set HTTP_LISTEN to a free address"))?;
-    let background = app.start().await?;
+    let background = app.start(part).await?;
     http::serve(app, listener, stop_requested()).await?;
-    drop(background);
+    background.stop().await;
+    Ok(())
+}
+
+/// Does jobs, tells of events and keeps the schedules until it is asked to stop.
+pub async fn work() -> anyhow::Result<()> {
+    let app = app().await?;
+    log_to_stderr(&app.config.log)?;
+    let background = app.start(Part::Worker).await?;
+    tracing::info!("working; stop with SIGTERM or Ctrl-C");
+    stop_requested().await;
+    background.stop().await;
     Ok(())
 }
 

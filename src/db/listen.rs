@@ -1,10 +1,16 @@
 //! Hearing what other instances say: `listen` on a connection of its own, one for the process.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::Duration,
+};
 
 use futures_util::{StreamExt, stream};
 use tokio::{
-    sync::{broadcast, mpsc},
+    sync::{Notify, broadcast, mpsc},
     task::JoinSet,
 };
 use tokio_postgres::AsyncMessage;
@@ -12,10 +18,56 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::error::{Error, Result};
 
-/// What is said, and who listens: `directory` drops what it holds, workers look for jobs.
+/// What is said, and who listens: `directory` drops what it holds, workers look for jobs, the
+/// dispatcher for events, and realtime for what the dispatcher told and for whose access changed.
 pub const DIRECTORY: &str = "rowhouse_directory";
 pub const JOBS: &str = "rowhouse_jobs";
-const CHANNELS: [&str; 2] = [DIRECTORY, JOBS];
+pub const OUTBOX: &str = "rowhouse_outbox";
+pub const EVENTS: &str = "rowhouse_events";
+pub const ACCESS: &str = "rowhouse_access";
+const CHANNELS: [&str; 5] = [DIRECTORY, JOBS, OUTBOX, EVENTS, ACCESS];
+
+/// Says on a channel, without a payload, that something was committed.
+///
+/// `notify` in the transaction of a change would make every commit of the database wait for one
+/// lock. So the change only remembers to say it; the listening connection does, for many at once.
+/// Should the process die in between, whoever listens also looks now and then.
+#[derive(Debug, Default)]
+pub(super) struct Announcer {
+    channels: AtomicU8,
+    anything: Notify,
+}
+
+impl Announcer {
+    pub fn say(&self, channels: u8) {
+        if channels != 0 {
+            self.channels.fetch_or(channels, Ordering::Relaxed);
+            self.anything.notify_one();
+        }
+    }
+
+    /// The bit of a channel.
+    pub fn bit(channel: &str) -> u8 {
+        CHANNELS.iter().position(|known| *known == channel).map_or(0, |place| 1 << place)
+    }
+
+    /// Waits until there is something to say, and a moment for more to come.
+    async fn collect(&self) -> String {
+        loop {
+            // Whoever gave up waiting here may have taken the word of it along.
+            if self.channels.load(Ordering::Relaxed) == 0 {
+                self.anything.notified().await;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            let bits = self.channels.swap(0, Ordering::Relaxed);
+            let said = CHANNELS.iter().enumerate().filter(|(place, _)| bits & (1 << place) != 0);
+            let commands: String = said.map(|(_, channel)| format!("notify {channel};")).collect();
+            if !commands.is_empty() {
+                return commands;
+            }
+        }
+    }
+}
 
 /// What a listener hears.
 #[derive(Clone, Debug)]
@@ -36,6 +88,15 @@ impl Listener {
         Self(heard)
     }
 
+    /// The next thing, if there is one already.
+    pub fn next_now(&mut self) -> Option<Heard> {
+        match self.0.try_recv() {
+            Ok(heard) => Some(heard),
+            Err(broadcast::error::TryRecvError::Lagged(_)) => Some(Heard::Connected),
+            Err(_) => None,
+        }
+    }
+
     /// The next thing; waits for it.
     pub async fn next(&mut self) -> Heard {
         match self.0.recv().await {
@@ -52,10 +113,11 @@ pub(super) async fn listen(
     config: tokio_postgres::Config,
     tls: MakeRustlsConnect,
     said: broadcast::Sender<Heard>,
+    announcer: Arc<Announcer>,
 ) {
     let listening = async {
         loop {
-            if let Err(error) = session(&config, &tls, &said).await {
+            if let Err(error) = session(&config, &tls, &said, &announcer).await {
                 tracing::warn!(%error, "listening to the database was interrupted; connecting again");
             }
             let _ = said.send(Heard::Lost);
@@ -75,6 +137,7 @@ async fn session(
     config: &tokio_postgres::Config,
     tls: &MakeRustlsConnect,
     said: &broadcast::Sender<Heard>,
+    announcer: &Announcer,
 ) -> Result<()> {
     let lost = || Error::unavailable("the listening connection does not answer", 1);
     let connecting = tokio::time::timeout(Duration::from_secs(5), config.connect(tls.clone()));
@@ -104,6 +167,11 @@ async fn session(
                 let notice = notice.ok_or_else(lost)?;
                 let heard = Heard::Notice { channel: notice.channel().into(), payload: notice.payload().into() };
                 let _ = said.send(heard);
+            }
+            commands = announcer.collect() => {
+                tokio::time::timeout(Duration::from_secs(5), client.batch_execute(&commands))
+                    .await
+                    .map_err(|_| lost())??;
             }
             _ = ping.tick() => {
                 tokio::time::timeout(PING_EVERY, client.batch_execute("")).await.map_err(|_| lost())??;

@@ -28,7 +28,7 @@ use tokio::sync::broadcast;
 use tokio_postgres::config::SslMode;
 use uuid::Uuid;
 
-pub use listen::{DIRECTORY, Heard, JOBS, Listener};
+pub use listen::{ACCESS, DIRECTORY, EVENTS, Heard, JOBS, Listener, OUTBOX};
 pub use select::Select;
 pub use tokio_postgres::{Row, types::ToSql};
 pub use tx::{COMMIT_NOTE, PlatformTx, TenantTx, Tx};
@@ -107,7 +107,8 @@ impl Db {
         }
         let (said, heard) = broadcast::channel(1024);
         *hub = said.downgrade();
-        tokio::spawn(listen::listen(self.listen.clone(), self.pool.tls().clone(), said));
+        let announcer = self.pool.announcer.clone();
+        tokio::spawn(listen::listen(self.listen.clone(), self.pool.tls().clone(), said, announcer));
         Listener::new(heard)
     }
 

@@ -25,6 +25,7 @@ use tokio_postgres::{Client, Statement};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use uuid::Uuid;
 
+use super::listen::Announcer;
 use crate::{
     config::DatabaseConfig,
     error::{Error, Result},
@@ -49,6 +50,8 @@ pub(super) struct Pool {
     wait: Duration,
     size: usize,
     permits: Arc<Semaphore>,
+    /// Says what transactions on these connections committed.
+    pub announcer: Arc<Announcer>,
     /// One entry for each slot that nobody uses now: its number, and its connection if it has one.
     idle: Mutex<Vec<(usize, Option<Connection>)>>,
 }
@@ -100,6 +103,7 @@ impl Pool {
             tls,
             wait: Duration::from_secs(settings.pool_wait_seconds),
             size,
+            announcer: Arc::default(),
             permits: Arc::new(Semaphore::new(size)),
             idle: Mutex::new((0..size).map(|slot| (slot, None)).collect()),
         }
@@ -187,6 +191,10 @@ pub(super) struct Lease {
 }
 
 impl Lease {
+    pub fn announce(&self, channels: u8) {
+        self.pool.announcer.say(channels);
+    }
+
     /// The connection's state is not known: close it instead of keeping it.
     pub fn mark_broken(&self) {
         self.broken.store(true, Ordering::Relaxed);

@@ -54,6 +54,15 @@ impl<'a> Select<'a> {
         }
     }
 
+    /// The first rows in this order, which is text from code.
+    pub async fn first(&self, tx: &Tx, order: &str, limit: i64) -> Result<Vec<Row>> {
+        let (filter, n) = (self.filter(), self.values.len() + 1);
+        let sql = format!("select {} from {}{filter} order by {order} limit ${n}", self.columns, self.from);
+        let mut values = self.values.clone();
+        values.push(&limit);
+        tx.query(&sql, &values).await
+    }
+
     /// The rows of one stretch of a growing list, by id, which grows with time, newest first.
     pub async fn newest(mut self, tx: &Tx, stretch: &'a Stretch) -> Result<Vec<Row>> {
         let (below, rows) = (stretch.below(), stretch.rows());

@@ -21,7 +21,7 @@
 use std::{
     future::Future,
     ops::Deref,
-    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering},
     time::Duration,
 };
 
@@ -31,6 +31,7 @@ use uuid::Uuid;
 
 use super::{
     Schema,
+    listen::Announcer,
     pool::{Connection, ENTER, Lease},
 };
 use crate::error::{Code, Error, Result};
@@ -64,6 +65,8 @@ pub struct Tx {
     /// A statement met a plan of before a migration.
     stale: AtomicBool,
     in_flight: AtomicUsize,
+    /// What is to be said once this is committed.
+    announcements: AtomicU8,
 }
 
 /// A transaction inside one tenant's schema.
@@ -161,6 +164,7 @@ impl Tx {
             done: AtomicBool::new(false),
             stale: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
+            announcements: AtomicU8::new(0),
         }
     }
 
@@ -192,6 +196,16 @@ impl Tx {
         self.note(opened.and(result))
     }
 
+    /// Says on this channel, once and without a payload, that something was committed.
+    pub fn announce(&self, channel: &str) {
+        self.announcements.fetch_or(Announcer::bit(channel), Ordering::Relaxed);
+    }
+
+    /// The organization whose transaction this is; `None` outside every organization.
+    pub fn organization_id(&self) -> Option<Uuid> {
+        self.organization.parse().ok().filter(|id: &Uuid| !id.is_nil())
+    }
+
     /// Commits. An error means that nothing of the transaction happened, except where the
     /// connection broke while the commit was under way.
     async fn commit(&self, noted: bool) -> Result<()> {
@@ -217,6 +231,7 @@ impl Tx {
         flight.land();
         self.note(committed)?;
         self.done.store(true, Ordering::Relaxed);
+        self.lease().announce(self.announcements.load(Ordering::Relaxed));
         Ok(())
     }
 

@@ -8,7 +8,9 @@ mod server;
 
 pub use etag::IfMatch;
 pub use front::{RequestId, Verdicts};
-pub use payload::{Accepted, Body, Created, Json, JsonLines, NoContent, Single, Versioned};
+pub use payload::{
+    Accepted, Body, Created, EventStream, Json, JsonLines, NoContent, Queued, Single, Versioned,
+};
 pub use server::{endpoint, serve};
 
 use std::net::{IpAddr, SocketAddr};

@@ -11,7 +11,10 @@ use poem::{
 };
 use poem_openapi::{
     ApiExtractor, ApiExtractorType, ApiResponse, ExtractParamOptions,
-    registry::{MetaHeader, MetaMediaType, MetaRequest, MetaResponse, MetaResponses, Registry},
+    registry::{
+        MetaHeader, MetaMediaType, MetaRequest, MetaResponse, MetaResponses, MetaSchema, MetaSchemaRef,
+        Registry,
+    },
     types::{ParseFromJSON, ToJSON, Type},
 };
 use serde::{Serialize, de::DeserializeOwned};
@@ -185,6 +188,12 @@ pub struct Created<T> {
 /// 202: it will be done.
 pub struct Accepted;
 
+/// 202 with what will be done, and the `Location` where it tells how it stands.
+pub struct Queued<T> {
+    pub location: String,
+    pub value: T,
+}
+
 /// 200 with a line of JSON for each object, sent as they are read.
 pub struct JsonLines<T>(poem::Body, PhantomData<T>);
 
@@ -201,6 +210,41 @@ impl<T: Serialize + Send + 'static> JsonLines<T> {
         Self(poem::Body::from_bytes_stream(lines), PhantomData)
     }
 }
+
+/// 200 with server-sent events for as long as the stream goes on.
+pub struct EventStream(poem::Body);
+
+impl EventStream {
+    pub fn new(events: impl Stream<Item = std::io::Result<Bytes>> + Send + 'static) -> Self {
+        Self(poem::Body::from_bytes_stream(events))
+    }
+}
+
+impl IntoResponse for EventStream {
+    fn into_response(self) -> Response {
+        Response::builder()
+            .header(header::CONTENT_TYPE, EVENT_STREAM)
+            .header(header::CACHE_CONTROL, "no-store")
+            // Proxies that collect an answer before they pass it on are told not to.
+            .header("x-accel-buffering", "no")
+            .body(self.0)
+    }
+}
+
+impl ApiResponse for EventStream {
+    fn meta() -> MetaResponses {
+        let mut meta = meta::<String>(200, "Events, as they happen", &[]);
+        let example = "id: 1042\ndata: {\"type\":\"project.created\",\"id\":\"1042\",\"payload\":{}}\n\n";
+        let schema = MetaSchema { example: Some(example.into()), ..MetaSchema::new("string") };
+        let content = &mut meta.responses[0].content[0];
+        (content.content_type, content.schema) = (EVENT_STREAM, MetaSchemaRef::Inline(Box::new(schema)));
+        meta
+    }
+
+    fn register(_registry: &mut Registry) {}
+}
+
+const EVENT_STREAM: &str = "text/event-stream";
 
 /// 204.
 pub struct NoContent;
@@ -302,6 +346,22 @@ impl<T: Serialize + Versioned + Send> IntoResponse for Created<T> {
 impl<T: Serialize + Versioned + ToJSON> ApiResponse for Created<T> {
     fn meta() -> MetaResponses {
         meta::<T>(201, "Created", &[("Location", "Path of the new object"), ETAG])
+    }
+
+    fn register(registry: &mut Registry) {
+        T::register(registry);
+    }
+}
+
+impl<T: Serialize + Send> IntoResponse for Queued<T> {
+    fn into_response(self) -> Response {
+        with_header(json(StatusCode::ACCEPTED, &self.value), header::LOCATION, &self.location)
+    }
+}
+
+impl<T: Serialize + ToJSON> ApiResponse for Queued<T> {
+    fn meta() -> MetaResponses {
+        meta::<T>(202, "It will be done", &[("Location", "Path where it tells how it stands")])
     }
 
     fn register(registry: &mut Registry) {

@@ -102,6 +102,14 @@ pub async fn serve(
 ) -> anyhow::Result<()> {
     let patience = Duration::from_secs(app.config.http.shutdown_seconds);
     let acceptor = TcpAcceptor::from_tokio(listener)?;
+    let stop = {
+        let app = app.clone();
+        async move {
+            stop.await;
+            // Streams never end by themselves.
+            app.request_stop();
+        }
+    };
     Server::new_with_acceptor(acceptor)
         .idle_timeout(Duration::from_secs(75))
         .run_with_graceful_shutdown(endpoint(app), stop, Some(patience))

@@ -19,7 +19,7 @@ use crate::{
     config::MailConfig,
     db::Tx,
     error::Result,
-    jobs::{self, Job},
+    jobs::{self, Running, Work},
     types::Email,
 };
 
@@ -30,22 +30,43 @@ pub struct Letter {
     /// Its name in `letters.toml`.
     pub kind: String,
     pub fields: HashMap<String, String>,
+    /// A list after the paragraphs. Its lines are no templates.
+    #[serde(default)]
+    pub lines: Vec<String>,
 }
 
 impl Letter {
     pub fn new(to: &Email, kind: &str, fields: &[(&str, &str)]) -> Self {
         let fields = fields.iter().map(|(name, value)| (name.to_string(), one_line(value))).collect();
-        Self { to: to.to_string(), kind: kind.into(), fields }
+        Self { to: to.to_string(), kind: kind.into(), fields, lines: Vec::new() }
+    }
+
+    /// Adds a list.
+    pub fn with_lines(mut self, lines: &[String]) -> Self {
+        self.lines = lines.iter().map(|line| one_line(line)).collect();
+        self
     }
 }
 
 /// Sends a letter once the transaction is committed.
 pub async fn post(tx: &Tx, app: &App, letter: Letter) -> Result<()> {
-    jobs::enqueue(tx, app, &Job::SendMail(letter)).await
+    jobs::enqueue(tx, app, &SendMail(letter)).await
+}
+
+/// The job that sends a letter.
+#[derive(Serialize, Deserialize)]
+pub struct SendMail(Letter);
+
+impl Work for SendMail {
+    const KIND: &'static str = "send_mail";
+
+    async fn run(self, job: &Running) -> anyhow::Result<()> {
+        job.app.mailer.send(self.0).await
+    }
 }
 
 /// Names end up in subjects: a line break in one must not begin another header.
-fn one_line(text: &str) -> String {
+pub fn one_line(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
@@ -95,7 +116,8 @@ fn write(letter: &Letter, app_url: &str) -> anyhow::Result<Written> {
     filler.set_auto_escape_callback(|_| AutoEscape::None);
     let fill = |template: &str| filler.render_str(template, &letter.fields);
     let subject = fill(&draft.subject)?;
-    let paragraphs = draft.paragraphs.iter().map(|text| fill(text)).collect::<Result<Vec<_>, _>>()?;
+    let mut paragraphs = draft.paragraphs.iter().map(|text| fill(text)).collect::<Result<Vec<_>, _>>()?;
+    paragraphs.extend(letter.lines.iter().cloned());
     let action = match &draft.action {
         Some(Action { label, path }) => Some(context! {
             label => fill(label)?,
@@ -191,6 +213,10 @@ mod tests {
                 "key",
                 "time",
                 "what",
+                "title",
+                "body",
+                "path",
+                "count",
             ];
             let fields: Vec<(&str, &str)> = names.iter().map(|name| (*name, "<Tom & Co>")).collect();
             let letter = Letter::new(&"ana@example.com".parse().unwrap(), kind, &fields);

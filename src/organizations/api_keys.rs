@@ -14,14 +14,16 @@ use uuid::Uuid;
 use crate::{
     accounts::security_events::{self, About, SecurityEventType},
     api::Tag,
-    audit::{self, Changes},
+    audit::{Actor, Changes},
     auth::{
         Can, KeyHolder, Member, Permission, Public,
         api_keys::{self, Environment},
         permissions::{ApiKeysManage, known},
+        standing,
     },
     db::{Row, Select, TenantTx, Tx},
     error::{Error, Result},
+    events::{self, EventType},
     http::{Body, Created, IfMatch, Json, NoContent, Single, Versioned},
     mail::{self, Letter},
     page::{Page, Paging},
@@ -349,8 +351,15 @@ impl ApiKeysApi {
         check(&who, &mut key, Some(&before), now)?;
         key.version += 1;
         store(&tx, &key, now).await?;
-        audit::record(&tx, &who.app, &*who, "api_key.updated", key.id, Changes::between(&before, &key))
-            .await?;
+        events::record(
+            &tx,
+            &who.app,
+            &*who,
+            EventType::ApiKeyUpdated,
+            key.id,
+            Changes::between(&before, &key),
+        )
+        .await?;
         tx.commit().await?;
         Ok(Single(key))
     }
@@ -367,7 +376,7 @@ impl ApiKeysApi {
         let key = find_to_change(&tx, key_id.0, who.app.clock.now()).await?;
         expected.check(key.version)?;
         end(&tx, &who.app, key.id, "revoked").await?;
-        audit::record(&tx, &who.app, &*who, "api_key.revoked", key.id, Changes::none()).await?;
+        events::record(&tx, &who.app, &*who, EventType::ApiKeyRevoked, key.id, Changes::none(&key)).await?;
         tell(&tx, &who, SecurityEventType::ApiKeyRevoked, key.created_by, key.id).await?;
         tx.commit().await?;
         Ok(NoContent)
@@ -403,6 +412,7 @@ impl ApiKeysApi {
             ..old.clone()
         };
         let made = insert(&tx, &who, about).await?;
+        standing::changed(&tx, old.id).await?;
         let until = now + TimeDelta::hours(hours.into());
         let until = old.expires_at.map_or(until, |expires| expires.min(until));
         tx.execute(
@@ -412,8 +422,15 @@ impl ApiKeysApi {
         )
         .await?;
         let after = ApiKey { successor_id: Some(made.about.id), expires_at: Some(until), ..old.clone() };
-        audit::record(&tx, &who.app, &*who, "api_key.rotated", old.id, Changes::between(&old, &after))
-            .await?;
+        events::record(
+            &tx,
+            &who.app,
+            &*who,
+            EventType::ApiKeyRotated,
+            old.id,
+            Changes::between(&old, &after),
+        )
+        .await?;
         tx.commit().await?;
         Ok(Created { location: format!("/api/v1/api-keys/{}", made.about.id), value: made })
     }
@@ -454,9 +471,10 @@ impl ApiKeysApi {
         let details = json!({"api_key_id": id, "because": "leaked", "source": source});
         let kind = SecurityEventType::ApiKeyRevoked;
         security_events::record(&tx, app, kind, about, &anybody.origin, details).await?;
-        let reporter = audit::Actor { origin: anybody.origin.clone(), ..audit::Actor::system() };
-        let found_at = Changes::created(&json!({"found_at": source}));
-        audit::record(&tx, app, reporter, "api_key.leaked", id, found_at).await?;
+        let reporter = Actor { origin: anybody.origin.clone(), ..Actor::system() };
+        let key = find(&tx, id, app.clock.now()).await?;
+        let found = Changes::none(&key).about("found_at", &source);
+        events::record(&tx, app, reporter, EventType::ApiKeyLeaked, id, found).await?;
         let fields =
             [("name", name.as_str()), ("organization", &organization), ("key", &hint), ("address", &source)];
         mail::post(&tx, app, Letter::new(&email, "key_leaked", &fields)).await?;
@@ -499,7 +517,7 @@ fn from_row(row: &Row, now: DateTime<Utc>) -> Result<ApiKey> {
     })
 }
 
-async fn find(tx: &TenantTx, id: Uuid, now: DateTime<Utc>) -> Result<ApiKey> {
+pub async fn find(tx: &TenantTx, id: Uuid, now: DateTime<Utc>) -> Result<ApiKey> {
     let sql = format!("select {COLUMNS} from platform.api_keys where id = $1 and organization_id = $2");
     let row = tx.query_opt(&sql, &[&id, &tx.organization()]).await?;
     from_row(&row.ok_or_else(|| Error::not_found("API key"))?, now)
@@ -587,12 +605,13 @@ async fn insert(tx: &TenantTx, who: &Member, mut about: ApiKey) -> Result<NewlyM
         ],
     )
     .await?;
-    audit::record(tx, &who.app, who, "api_key.created", about.id, Changes::created(&about)).await?;
+    events::record(tx, &who.app, who, EventType::ApiKeyCreated, about.id, Changes::created(&about)).await?;
     tell(tx, who, SecurityEventType::ApiKeyCreated, who.user_id, about.id).await?;
     Ok(NewlyMadeApiKey { key, about })
 }
 
 async fn store(tx: &TenantTx, key: &ApiKey, now: DateTime<Utc>) -> Result<()> {
+    standing::changed(tx, key.id).await?;
     let scopes: Vec<&str> = key.scopes.iter().map(|scope| scope.name()).collect();
     tx.execute(
         "update platform.api_keys set name = $2, description = $3, scopes = $4, rate_per_hour = $5, allowed_ips = $6, \
@@ -615,6 +634,7 @@ async fn store(tx: &TenantTx, key: &ApiKey, now: DateTime<Utc>) -> Result<()> {
 
 /// Revokes a key; says whether it worked until now.
 pub async fn end(tx: &Tx, app: &crate::app::App, id: Uuid, because: &str) -> Result<u64> {
+    standing::changed(tx, id).await?;
     tx.execute(
         "update platform.api_keys set revoked_at = $2, revoked_because = $3, version = version + 1 \
          where id = $1 and revoked_at is null",

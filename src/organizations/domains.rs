@@ -3,12 +3,7 @@
 use std::str::FromStr;
 
 use chrono::{DateTime, Utc};
-use hickory_resolver::{
-    TokioResolver,
-    config::{ConnectionConfig, NameServerConfig, ResolverConfig},
-    net::runtime::TokioRuntimeProvider,
-    proto::rr::RData,
-};
+use hickory_resolver::proto::rr::RData;
 use poem_openapi::{
     Object, OpenApi,
     param::{Path, Query},
@@ -21,11 +16,13 @@ use uuid::Uuid;
 use crate::{
     api::Tag,
     app::App,
-    audit::{self, Changes},
+    audit::Changes,
     auth::{Can, keys::opaque_token, permissions::SettingsManage},
     db::{Row, Select, TenantTx},
     error::{Error, OnConstraint, Result},
+    events::{self, EventType},
     http::{Body, Created, IfMatch, Json, NoContent, Versioned},
+    outbound,
     page::{Page, Paging},
     tenancy,
     types::{EXAMPLE_ID, example, example_time, string_schema, text, text_serialize},
@@ -177,8 +174,15 @@ impl DomainsApi {
             Error::taken("domain", "This domain is added already.")
         })?;
         let added = find(&tx, id).await?;
-        audit::record(&tx, &who.app, &*who, "domain.added", id, Changes::created(&json!({"domain": domain})))
-            .await?;
+        events::record(
+            &tx,
+            &who.app,
+            &*who,
+            EventType::DomainAdded,
+            id,
+            Changes::created(&json!({"domain": domain})),
+        )
+        .await?;
         tx.commit().await?;
         Ok(Created { location: format!("/api/v1/organizations/{organization}/domains/{id}"), value: added })
     }
@@ -214,19 +218,24 @@ impl DomainsApi {
             .with_details(json!({"found": found})));
         }
         let tx = who.begin().await?;
-        tx.execute(
-            "update platform.organization_domains set verified_at = $3 \
+        let verified = tx
+            .execute(
+                "update platform.organization_domains set verified_at = $3 \
              where id = $1 and organization_id = $2 and verified_at is null",
-            &[&domain.id, &who.tenant.id(), &app.clock.now()],
-        )
-        .await
-        .on_constraint("organization_domains_verified_key", || {
-            Error::conflict("Another organization has proved this domain to be its own.")
-        })?;
+                &[&domain.id, &who.tenant.id(), &app.clock.now()],
+            )
+            .await
+            .on_constraint("organization_domains_verified_key", || {
+                Error::conflict("Another organization has proved this domain to be its own.")
+            })?;
         let domain = find(&tx, domain.id).await?;
+        if verified == 0 {
+            // Another request was quicker.
+            return Ok(Json(domain));
+        }
         tenancy::changed(&tx, who.tenant.id()).await?;
         let changes = Changes::created(&json!({"domain": domain.domain}));
-        audit::record(&tx, app, &*who, "domain.verified", domain.id, changes).await?;
+        events::record(&tx, app, &*who, EventType::DomainVerified, domain.id, changes).await?;
         tx.commit().await?;
         app.directory.forget(who.tenant.id());
         Ok(Json(domain))
@@ -252,7 +261,7 @@ impl DomainsApi {
         tx.execute("delete from platform.organization_domains where id = $1", &[&domain.id]).await?;
         tenancy::changed(&tx, who.tenant.id()).await?;
         let changes = Changes::deleted(&json!({"domain": domain.domain}));
-        audit::record(&tx, &who.app, &*who, "domain.removed", domain.id, changes).await?;
+        events::record(&tx, &who.app, &*who, EventType::DomainRemoved, domain.id, changes).await?;
         tx.commit().await?;
         who.app.directory.forget(who.tenant.id());
         Ok(NoContent)
@@ -293,19 +302,7 @@ async fn texts(app: &App, name: &str) -> Result<Vec<String>> {
     let unreachable = |error: &dyn std::fmt::Display| {
         Error::unavailable("The DNS does not answer. Try again in a moment.", 10).caused_by(error.to_string())
     };
-    let builder = match app.config.tenancy.dns_server {
-        Some(server) => {
-            let connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()].map(|mut connection| {
-                connection.port = server.port();
-                connection
-            });
-            let server = NameServerConfig::new(server.ip(), true, connections.into());
-            let config = ResolverConfig::from_name_servers(vec![server]);
-            TokioResolver::builder_with_config(config, TokioRuntimeProvider::default())
-        }
-        None => TokioResolver::builder_tokio().map_err(|error| unreachable(&error))?,
-    };
-    let resolver = builder.build().map_err(|error| unreachable(&error))?;
+    let resolver = outbound::resolver(app.config.tenancy.dns_server).map_err(|error| unreachable(&error))?;
     match resolver.txt_lookup(format!("{name}.")).await {
         Ok(answer) => Ok(answer
             .answers()

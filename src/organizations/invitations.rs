@@ -14,7 +14,7 @@ use crate::{
     accounts::profile,
     api::Tag,
     app::App,
-    audit::{self, Actor, Changes},
+    audit::{Actor, Changes},
     auth::{
         Can, Member, Permission, Public, Role, User, keys::opaque_token, permissions::MembersInvite,
         sealing::sha256,
@@ -22,6 +22,7 @@ use crate::{
     billing,
     db::{PlatformTx, Row, Select, TenantTx, Tx},
     error::{Code, Error, OnConstraint, Result},
+    events::{self, EventType},
     http::{Body, Created, IfMatch, Json, NoContent, Versioned},
     limits::Ask,
     mail::{self, Letter},
@@ -241,7 +242,7 @@ impl InvitationsApi {
         })?;
         post(&tx, &who, &invitation, &token).await?;
         let changes = Changes::created(&invitation);
-        audit::record(&tx, app, &*who, "invitation.created", invitation.id, changes).await?;
+        events::record(&tx, app, &*who, EventType::MemberInvited, invitation.id, changes).await?;
         tx.commit().await?;
         let location = format!("/api/v1/organizations/{organization}/invitations/{}", invitation.id);
         Ok(Created { location, value: invitation })
@@ -284,7 +285,15 @@ impl InvitationsApi {
         )
         .await?;
         post(&tx, &who, &invitation, &token).await?;
-        audit::record(&tx, app, &*who, "invitation.resent", invitation.id, Changes::none()).await?;
+        events::record(
+            &tx,
+            app,
+            &*who,
+            EventType::InvitationResent,
+            invitation.id,
+            Changes::none(&invitation),
+        )
+        .await?;
         tx.commit().await?;
         Ok(Json(invitation))
     }
@@ -310,7 +319,15 @@ impl InvitationsApi {
             &[&invitation.id, &who.app.clock.now()],
         )
         .await?;
-        audit::record(&tx, &who.app, &*who, "invitation.revoked", invitation.id, Changes::none()).await?;
+        events::record(
+            &tx,
+            &who.app,
+            &*who,
+            EventType::InvitationRevoked,
+            invitation.id,
+            Changes::none(&invitation),
+        )
+        .await?;
         tx.commit().await?;
         Ok(NoContent)
     }
@@ -521,7 +538,7 @@ pub async fn accept(
     .await?;
     let tx = tenant.enter(tx).await?;
     let changes = Changes::created(&serde_json::json!({"email": email, "role": role, "invitation_id": id}));
-    audit::record(&tx, app, who.clone(), "member.joined", user, changes).await?;
+    events::record(&tx, app, who.clone(), EventType::MemberJoined, user, changes).await?;
     let organization = super::find(&tx, tenant.id(), user).await?;
     Ok((tx, organization))
 }

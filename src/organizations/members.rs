@@ -11,14 +11,15 @@ use uuid::Uuid;
 
 use crate::{
     api::Tag,
-    audit::{self, Changes},
+    audit::Changes,
     auth::{
         self, Access, Can, Permission, PermissionSet, Role,
         permissions::{MembersManage, MembersRead, known},
-        withdraw,
+        standing, withdraw,
     },
     db::{Row, Select, Tx},
     error::{Error, Result},
+    events::{self, EventType},
     http::{Body, IfMatch, Json, NoContent, Single, Versioned},
     page::{Page, Paging},
     types::{EXAMPLE_ID, Email, Text, Username, change, example, example_time},
@@ -190,7 +191,7 @@ impl MembersApi {
             withdraw(&tx, &who.app, lost, "deactivated").await?;
         }
         let changes = Changes::between(&before, &member);
-        audit::record(&tx, &who.app, &*who, "member.updated", member.user_id, changes).await?;
+        events::record(&tx, &who.app, &*who, EventType::MemberUpdated, member.user_id, changes).await?;
         tx.commit().await?;
         Ok(Single(member))
     }
@@ -217,7 +218,8 @@ impl MembersApi {
         let (organization, user) = (who.tenant.id(), member.user_id);
         delete(&tx, organization, user).await?;
         withdraw(&tx, &who.app, Access::Membership { organization, user }, "removed").await?;
-        audit::record(&tx, &who.app, &*who, "member.removed", user, Changes::deleted(&member)).await?;
+        events::record(&tx, &who.app, &*who, EventType::MemberRemoved, user, Changes::deleted(&member))
+            .await?;
         tx.commit().await?;
         Ok(NoContent)
     }
@@ -313,6 +315,7 @@ pub(super) async fn delete(tx: &Tx, organization: Uuid, user: Uuid) -> Result<()
 }
 
 async fn store(tx: &Tx, organization: Uuid, member: &MemberView, now: DateTime<Utc>) -> Result<()> {
+    standing::changed(tx, member.user_id).await?;
     let names = |list: &[Permission]| -> Vec<&'static str> {
         list.iter().map(|permission| permission.name()).collect()
     };

@@ -16,13 +16,14 @@ use poem_openapi::{
     types::{Example, MaybeUndefined},
 };
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::{
     accounts::profile,
     api::Tag,
     app::App,
-    audit::{self, Actor, Changes},
+    audit::{Actor, Changes},
     auth::{
         Access, Can, Role, User,
         permissions::{OrganizationDelete, OrganizationRead, SettingsManage},
@@ -32,6 +33,7 @@ use crate::{
     billing::Plan,
     db::{Row, Select, TenantTx, Tx},
     error::{Code, Error, OnConstraint, Result},
+    events::{self, EventType},
     http::{Body, Created, IfMatch, Json, NoContent, Single, Versioned},
     page::{Page, Paging},
     tenancy::{self, RESERVED, fleet},
@@ -244,8 +246,9 @@ impl OrganizationsApi {
         organization.version += 1;
         store(&tx, &organization).await?;
         tenancy::changed(&tx, organization.id).await?;
-        let changes = Changes::between(&before, &organization);
-        audit::record(&tx, &who.app, &*who, "organization.updated", organization.id, changes).await?;
+        let changes = Changes::between(&told(&before), &told(&organization));
+        events::record(&tx, &who.app, &*who, EventType::OrganizationUpdated, organization.id, changes)
+            .await?;
         tx.commit().await?;
         who.app.directory.forget(organization.id);
         Ok(Single(organization))
@@ -271,7 +274,15 @@ impl OrganizationsApi {
         set_deleted(&tx, &who.app, organization.id, Some(who.app.clock.now())).await?;
         domains::release(&tx).await?;
         withdraw(&tx, &who.app, Access::Organization { organization: organization.id }, "deleted").await?;
-        audit::record(&tx, &who.app, &*who, "organization.deleted", organization.id, Changes::none()).await?;
+        events::record(
+            &tx,
+            &who.app,
+            &*who,
+            EventType::OrganizationDeleted,
+            organization.id,
+            Changes::none(&told(&organization)),
+        )
+        .await?;
         tx.commit().await?;
         who.app.directory.forget(organization.id);
         Ok(NoContent)
@@ -299,8 +310,15 @@ impl OrganizationsApi {
         }
         set_deleted(&tx, &who.app, organization.id, None).await?;
         tenancy::changed(&tx, organization.id).await?;
-        audit::record(&tx, &who.app, &*who, "organization.restored", organization.id, Changes::none())
-            .await?;
+        events::record(
+            &tx,
+            &who.app,
+            &*who,
+            EventType::OrganizationRestored,
+            organization.id,
+            Changes::none(&told(&organization)),
+        )
+        .await?;
         let organization = find(&tx, organization.id, who.user_id).await?;
         tx.commit().await?;
         who.app.directory.forget(organization.id);
@@ -400,8 +418,8 @@ pub async fn insert(tx: &TenantTx, app: &App, owner: &Actor, new: NewOrganizatio
     members::insert(tx, id, owner, Role::Owner, now).await?;
     tenancy::changed(tx, id).await?;
     let organization = find(tx, id, owner).await?;
-    let changes = Changes::created(&organization);
-    audit::record(tx, app, who.clone(), "organization.created", id, changes).await?;
+    let changes = Changes::created(&told(&organization));
+    events::record(tx, app, who.clone(), EventType::OrganizationCreated, id, changes).await?;
     Ok(organization)
 }
 
@@ -468,4 +486,13 @@ async fn set_deleted(tx: &Tx, app: &App, id: Uuid, at: Option<DateTime<Utc>>) ->
     )
     .await?;
     Ok(())
+}
+
+/// What is told of an organization: nothing of what the caller is in it.
+fn told(organization: &Organization) -> Value {
+    let mut told = json!(organization);
+    if let Some(fields) = told.as_object_mut() {
+        fields.remove("role");
+    }
+    told
 }

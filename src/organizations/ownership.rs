@@ -11,13 +11,14 @@ use super::{
 };
 use crate::{
     api::Tag,
-    audit::{self, Changes},
+    audit::Changes,
     auth::{
         Access, Can, Role,
         permissions::{OrganizationLeave, OrganizationTransfer},
-        withdraw,
+        standing, withdraw,
     },
     error::{Error, Result},
+    events::{self, EventType},
     http::{Body, Json, NoContent},
     types::EXAMPLE_ID,
 };
@@ -68,15 +69,21 @@ impl OwnershipApi {
         lock_owners(&tx, &who).await?;
         members::must_be_active(&tx, organization, &[heir], "user_id").await?;
         for (user, role) in [(who.user_id, Role::Admin), (heir, Role::Owner)] {
+            standing::changed(&tx, user).await?;
+            let before = members::find(&tx, organization, user).await?;
             tx.execute(
                 "update platform.organization_members set role = $3, grants = '{}', denials = '{}', version = version + 1, \
                  updated_at = $4 where organization_id = $1 and user_id = $2",
                 &[&organization, &user, &role, &who.app.clock.now()],
             )
             .await?;
+            let after = members::find(&tx, organization, user).await?;
+            let changes = Changes::between(&before, &after);
+            events::record(&tx, &who.app, &*who, EventType::MemberUpdated, user, changes).await?;
         }
         let changes = Changes::between(&json!({"owner": who.user_id}), &json!({"owner": heir}));
-        audit::record(&tx, &who.app, &*who, "organization.transferred", organization, changes).await?;
+        events::record(&tx, &who.app, &*who, EventType::OrganizationTransferred, organization, changes)
+            .await?;
         let seen = super::find(&tx, organization, who.user_id).await?;
         tx.commit().await?;
         Ok(Json(seen))
@@ -101,7 +108,15 @@ impl OwnershipApi {
         somebody_owns(&owners, user)?;
         members::delete(&tx, organization, user).await?;
         withdraw(&tx, &who.app, Access::Membership { organization, user }, "left").await?;
-        audit::record(&tx, &who.app, &*who, "member.left", user, Changes::none()).await?;
+        events::record(
+            &tx,
+            &who.app,
+            &*who,
+            EventType::MemberLeft,
+            user,
+            Changes::none(&json!({"user_id": user})),
+        )
+        .await?;
         tx.commit().await?;
         Ok(NoContent)
     }

@@ -10,13 +10,14 @@ use uuid::Uuid;
 
 use crate::{
     api::Tag,
-    audit::{self, Changes},
+    audit::Changes,
     auth::{
         Can,
         permissions::{OrganizationRead, SettingsManage},
     },
     db::TenantTx,
     error::Result,
+    events::{self, EventType},
     http::{Body, IfMatch, Single, Versioned},
     types::{Currency, change, example, text_enum},
 };
@@ -125,7 +126,7 @@ impl SettingsApi {
         )
         .await?;
         let changes = Changes::between(&before, &settings);
-        audit::record(&tx, &who.app, &*who, "settings.updated", who.tenant.id(), changes).await?;
+        events::record(&tx, &who.app, &*who, EventType::SettingsUpdated, who.tenant.id(), changes).await?;
         tx.commit().await?;
         Ok(Single(settings))
     }

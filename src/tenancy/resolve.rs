@@ -123,9 +123,9 @@ fn keys(request: &Request, base_domain: &str) -> Result<Vec<Option<Key>>> {
     if let Some(host) = host_name(request) {
         keys.extend(host_key(&host, base_domain).map(Some));
     }
-    // `/api/v1/organizations/{id}/…` is about the organization in its path.
-    let mut path =
-        request.original_uri().path().split('/').skip_while(|part| *part != "organizations").skip(1);
+    // `/api/v1/organizations/{id}/…` and `/ws/dashboard/{id}` are about the organization in their path.
+    let before = ["organizations", "dashboard"];
+    let mut path = request.original_uri().path().split('/').skip_while(|part| !before.contains(part)).skip(1);
     if let Some(id) = path.next() {
         let id = id.parse().map_err(|_| Error::invalid("organization_id", "must be a UUID"))?;
         keys.push(Some(Key::Id(id)));

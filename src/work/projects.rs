@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::Priority;
 use crate::{
     api::Tag,
-    audit::{self, Changes},
+    audit::Changes,
     auth::{
         Can, Member, Permission,
         permissions::{ProjectsRead, ProjectsWriteOwn},
@@ -21,6 +21,7 @@ use crate::{
     },
     db::{Row, Select, TenantTx},
     error::{Error, OnConstraint, Result},
+    events::{self, EventType},
     http::{Body, Created, IfMatch, Json, NoContent, Single, Versioned},
     organizations::members,
     page::{Page, Paging, Sort, SortKey, SortKeys, key, nullable_key, search_query},
@@ -242,7 +243,7 @@ impl ProjectsApi {
         project.version += 1;
         store(&tx, &project).await?;
         let changes = Changes::between(&before, &project);
-        audit::record(&tx, &who.app, &*who, "project.updated", project.id, changes).await?;
+        events::record(&tx, &who.app, &*who, EventType::ProjectUpdated, project.id, changes).await?;
         tx.commit().await?;
         Ok(Single(project))
     }
@@ -265,8 +266,15 @@ impl ProjectsApi {
         let project = find_to_change(&tx, &who, project_id.0).await?;
         expected.check(project.version)?;
         tx.execute("delete from projects where id = $1", &[&project.id]).await?;
-        audit::record(&tx, &who.app, &*who, "project.deleted", project.id, Changes::deleted(&project))
-            .await?;
+        events::record(
+            &tx,
+            &who.app,
+            &*who,
+            EventType::ProjectDeleted,
+            project.id,
+            Changes::deleted(&project),
+        )
+        .await?;
         tx.commit().await?;
         Ok(NoContent)
     }
@@ -390,7 +398,8 @@ pub async fn insert(tx: &TenantTx, who: &Member, new: NewProject) -> Result<Proj
         project.slug = project.slug.with_suffix(&hex(&random::<3>()?));
     }
     store_members(tx, &project).await?;
-    audit::record(tx, &who.app, who, "project.created", project.id, Changes::created(&project)).await?;
+    events::record(tx, &who.app, who, EventType::ProjectCreated, project.id, Changes::created(&project))
+        .await?;
     Ok(project)
 }
 

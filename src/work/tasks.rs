@@ -12,13 +12,14 @@ use uuid::Uuid;
 use super::{Priority, projects};
 use crate::{
     api::Tag,
-    audit::{self, Changes},
+    audit::{Actor, Changes},
     auth::{
         Can, Member, Permission,
         permissions::{TasksRead, TasksWriteOwn},
     },
     db::{Row, Select, TenantTx},
     error::{Code, Error, Result},
+    events::{self, EventType},
     http::{Body, Created, IfMatch, Json, NoContent, Single, Versioned},
     organizations::members,
     page::{Page, Paging, Sort, SortKey, SortKeys, key, nullable_key, search_query},
@@ -250,7 +251,12 @@ impl TasksApi {
             projects::update_progress(&tx, task.project_id, now).await?;
         }
         let changes = Changes::between(&before, &task);
-        audit::record(&tx, &who.app, &*who, "task.updated", task.id, changes).await?;
+        if task.status == TaskStatus::Done && before.status != TaskStatus::Done {
+            let done = Changes::none(&task);
+            events::emit(&tx, &who.app, &Actor::from(&*who), EventType::TaskCompleted, task.id, &done)
+                .await?;
+        }
+        events::record(&tx, &who.app, &*who, EventType::TaskUpdated, task.id, changes).await?;
         tx.commit().await?;
         Ok(Single(task))
     }
@@ -270,7 +276,8 @@ impl TasksApi {
         if counts(&task) != 0.0 {
             projects::update_progress(&tx, task.project_id, who.app.clock.now()).await?;
         }
-        audit::record(&tx, &who.app, &*who, "task.deleted", task.id, Changes::deleted(&task)).await?;
+        events::record(&tx, &who.app, &*who, EventType::TaskDeleted, task.id, Changes::deleted(&task))
+            .await?;
         tx.commit().await?;
         Ok(NoContent)
     }
@@ -385,7 +392,7 @@ pub async fn insert(tx: &TenantTx, who: &Member, new: NewTask) -> Result<Task> {
     if counts(&task) != 0.0 {
         projects::update_progress(tx, task.project_id, now).await?;
     }
-    audit::record(tx, &who.app, who, "task.created", task.id, Changes::created(&task)).await?;
+    events::record(tx, &who.app, who, EventType::TaskCreated, task.id, Changes::created(&task)).await?;
     Ok(task)
 }
 

@@ -1,7 +1,9 @@
 //! A server to test, and people who use it.
 
 pub mod dns;
+pub mod receiver;
 pub mod smtp;
+pub mod stand_in;
 
 use std::{
     net::SocketAddr,
@@ -14,7 +16,7 @@ use std::{
 
 use reqwest::{Method, StatusCode, header::HeaderMap};
 use rowhouse::{
-    app::App,
+    app::{App, Part},
     auth::Role,
     cli::postgres::{Keeping, PrivatePostgres},
     clock::Clock,
@@ -47,6 +49,9 @@ static POSTGRES: LazyLock<PrivatePostgres> = LazyLock::new(|| {
 static SMTP: LazyLock<SocketAddr> = LazyLock::new(|| on_the_servers_runtime(smtp::serve()));
 static DNS: LazyLock<SocketAddr> = LazyLock::new(|| on_the_servers_runtime(dns::serve()));
 
+/// What is in place of Twilio and of push services.
+static STAND_IN: LazyLock<SocketAddr> = LazyLock::new(|| on_the_servers_runtime(stand_in::serve()));
+
 static SHARED: LazyLock<TestApp> = LazyLock::new(|| on_the_servers_runtime(TestApp::start_with(|_| {})));
 
 /// Starts what every server needs; not from within the runtime that it is started on.
@@ -54,9 +59,11 @@ fn ready() {
     LazyLock::force(&POSTGRES);
     LazyLock::force(&SMTP);
     LazyLock::force(&DNS);
+    LazyLock::force(&STAND_IN);
 }
 
-fn on_the_servers_runtime<T: Send>(work: impl Future<Output = T> + Send) -> T {
+/// Runs something that other tests' servers may go on with.
+pub fn on_the_servers_runtime<T: Send>(work: impl Future<Output = T> + Send) -> T {
     std::thread::scope(|scope| scope.spawn(|| RUNTIME.block_on(work)).join().expect("starting the server"))
 }
 
@@ -121,7 +128,7 @@ impl TestApp {
 
     async fn serve(config: Config) -> Self {
         let app = App::new(config, Clock::default()).unwrap();
-        let background = RUNTIME.spawn(app.start().await.unwrap().join_all());
+        let background = RUNTIME.spawn(app.start(Part::All).await.unwrap().forever());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base = format!("http://{}", listener.local_addr().unwrap());
         let server = RUNTIME.spawn(http::serve(app.clone(), listener, std::future::pending()));
@@ -240,6 +247,7 @@ impl TestApp {
 }
 
 fn client() -> reqwest::Client {
+    let _ = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(60)).build().unwrap()
 }
 
@@ -250,11 +258,16 @@ pub fn configuration(database: &str) -> Config {
         "[database]\nurl = {:?}\npool_size = 4\n[auth]\nsecret_key = \"AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\"\n\
          lockout_attempts = 1000\n\
          [limits]\nanonymous = \"off\"\nuser = \"off\"\norganization = \"off\"\nregister = \"off\"\nlogin = \"off\"\n\
-         change_password = \"off\"\npassword_reset = \"off\"\ninvitations = \"off\"\nmail = \"off\"\n\
+         change_password = \"off\"\npassword_reset = \"off\"\ninvitations = \"off\"\nmail = \"off\"\nsms_codes = \"off\"\nsms = \"off\"\nsms_organization = \"off\"\n\
          [mail]\nsmtp_url = \"smtp://{}\"\n\
+         [notifications]\ntwilio_base_url = \"http://{}\"\ntwilio_account_sid = \"AC0123456789abcdef0123456789abcdef\"\n\
+         twilio_auth_token = \"twilio-secret\"\ntwilio_from = \"+6580000000\"\n\
+         vapid_private_key = \"65bE-ck0Yh1K28TIrGYN9tdGYunlVtQm9zIvfLRwN0E\"\nvapid_subject = \"mailto:ops@example.com\"\n\
+         [webhooks]\nallow_loopback = true\nper_second = 10000\n\
          [tenancy]\nspare_schemas = 2\ndns_server = \"{}\"\n",
         database_url(database),
         *SMTP,
+        *STAND_IN,
         *DNS,
     );
     let layer: <Config as confique::Config>::Layer = toml::from_str(&text).unwrap();
@@ -270,6 +283,11 @@ pub fn database_url(database: &str) -> String {
 pub fn unique_email() -> String {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     format!("p{}-{}@example.com", COUNT.fetch_add(1, Ordering::Relaxed), Uuid::now_v7().simple())
+}
+
+/// Where the stand-in for other people's servers is.
+pub fn stand_in_address() -> SocketAddr {
+    *STAND_IN
 }
 
 /// An account and its first session.

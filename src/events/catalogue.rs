@@ -1,0 +1,178 @@
+//! The catalogue: every type of event, in one place.
+//!
+//! It is published at `GET /webhook-events` and on the page `/docs/events`. Each type names the
+//! permission that whoever sees such events must hold, in lists, streams and subscriptions alike. The
+//! tests compare each example with what is really sent.
+
+use serde_json::{Value, json};
+
+use crate::{auth::Permission, types::text_enum};
+
+/// Makes the enum and what is known about each type.
+macro_rules! catalogue {
+    ($($(#[doc = $about:literal])+ $variant:ident = $text:literal, $title:literal, $permission:ident, $example:expr;)+) => {
+        text_enum! {
+            /// What can happen in an organization.
+            EventType { $($(#[doc = $about])+ $variant = $text),+ }
+        }
+
+        impl EventType {
+            /// What people call it.
+            pub fn title(self) -> &'static str {
+                match self { $(Self::$variant => $title),+ }
+            }
+
+            /// What it means.
+            pub fn about(self) -> &'static str {
+                match self { $(Self::$variant => concat!($($about),+).trim_ascii()),+ }
+            }
+
+            /// What whoever sees such events must hold.
+            pub fn permission(self) -> Permission {
+                match self { $(Self::$variant => Permission::$permission),+ }
+            }
+
+            /// What `data` looks like.
+            pub fn example(self) -> Value {
+                match self { $(Self::$variant => $example),+ }
+            }
+        }
+    };
+}
+
+catalogue! {
+    /// An organization was made.
+    OrganizationCreated = "organization.created", "Organization created", OrganizationRead, organization();
+    /// Name, slug or logo of the organization changed.
+    OrganizationUpdated = "organization.updated", "Organization updated", OrganizationRead, organization();
+    /// The organization was deleted; it can be restored for 30 days.
+    OrganizationDeleted = "organization.deleted", "Organization deleted", OrganizationRead, organization();
+    /// The deleted organization was restored.
+    OrganizationRestored = "organization.restored", "Organization restored", OrganizationRead, organization();
+    /// The organization has another owner.
+    OrganizationTransferred = "organization.transferred", "Organization handed over", OrganizationRead,
+        json!({"owner": ID});
+    /// The platform's staff suspended the organization.
+    OrganizationSuspended = "organization.suspended", "Organization suspended", OrganizationRead,
+        json!({"plan": "starter", "status": "suspended"});
+    /// The platform's staff let the organization in again.
+    OrganizationResumed = "organization.resumed", "Organization resumed", OrganizationRead,
+        json!({"plan": "starter", "status": "active"});
+    /// The organization is on another plan.
+    OrganizationPlanChanged = "organization.plan_changed", "Plan changed", OrganizationRead,
+        json!({"plan": "professional", "status": "active"});
+    /// The settings of the organization changed.
+    SettingsUpdated = "settings.updated", "Settings updated", OrganizationRead,
+        json!({"default_currency": "SGD", "week_starts_on": "monday", "date_format": "iso"});
+    /// A domain was added; it is not verified yet.
+    DomainAdded = "domain.added", "Domain added", SettingsManage, json!({"domain": "work.example.com"});
+    /// A domain was proved to be the organization's.
+    DomainVerified = "domain.verified", "Domain verified", SettingsManage, json!({"domain": "work.example.com"});
+    /// A domain was removed.
+    DomainRemoved = "domain.removed", "Domain removed", SettingsManage, json!({"domain": "work.example.com"});
+    /// Somebody was invited.
+    MemberInvited = "member.invited", "Member invited", MembersRead, invitation();
+    /// An invitation was sent again.
+    InvitationResent = "invitation.resent", "Invitation sent again", MembersRead, invitation();
+    /// An invitation was revoked.
+    InvitationRevoked = "invitation.revoked", "Invitation revoked", MembersRead, invitation();
+    /// Somebody became a member.
+    MemberJoined = "member.joined", "Member joined", MembersRead,
+        json!({"email": "ben@example.com", "role": "member", "invitation_id": ID});
+    /// Role, permissions or activity of a member changed.
+    MemberUpdated = "member.updated", "Member updated", MembersRead, member();
+    /// A member was removed.
+    MemberRemoved = "member.removed", "Member removed", MembersRead, member();
+    /// A member left.
+    MemberLeft = "member.left", "Member left", MembersRead, json!({"user_id": ID});
+    /// An API key was made.
+    ApiKeyCreated = "api_key.created", "API key created", ApiKeysManage, api_key();
+    /// Name, scopes or limits of an API key changed.
+    ApiKeyUpdated = "api_key.updated", "API key updated", ApiKeysManage, api_key();
+    /// An API key was replaced by another; the old one works for a while.
+    ApiKeyRotated = "api_key.rotated", "API key rotated", ApiKeysManage, api_key();
+    /// An API key does not work any more.
+    ApiKeyRevoked = "api_key.revoked", "API key revoked", ApiKeysManage, api_key();
+    /// An API key was found where it should not be, and revoked.
+    ApiKeyLeaked = "api_key.leaked", "API key leaked", ApiKeysManage, api_key();
+    /// A project was made.
+    ProjectCreated = "project.created", "Project created", ProjectsRead, project();
+    /// A project changed.
+    ProjectUpdated = "project.updated", "Project updated", ProjectsRead, project();
+    /// A project was deleted with its tasks.
+    ProjectDeleted = "project.deleted", "Project deleted", ProjectsRead, project();
+    /// A task was made.
+    TaskCreated = "task.created", "Task created", TasksRead, task();
+    /// A task changed.
+    TaskUpdated = "task.updated", "Task updated", TasksRead, task();
+    /// A task was done; comes beside `task.updated`.
+    TaskCompleted = "task.completed", "Task completed", TasksRead, task();
+    /// A task was deleted.
+    TaskDeleted = "task.deleted", "Task deleted", TasksRead, task();
+    /// A webhook was made.
+    WebhookCreated = "webhook.created", "Webhook created", WebhooksManage, webhook();
+    /// A webhook changed, or has another secret.
+    WebhookUpdated = "webhook.updated", "Webhook updated", WebhooksManage, webhook();
+    /// A webhook was removed.
+    WebhookDeleted = "webhook.deleted", "Webhook deleted", WebhooksManage, webhook();
+    /// A webhook was switched off, as its deliveries failed for days or the receiver said to stop.
+    WebhookDisabled = "webhook.disabled", "Webhook disabled", WebhooksManage, webhook();
+    /// Deliveries of a webhook were sent again at somebody's wish.
+    WebhookReplayed = "webhook.replayed", "Webhook replayed", WebhooksManage, json!({"deliveries": 12});
+    /// A test of a webhook; goes to that webhook only.
+    WebhookTest = "webhook.test", "Webhook tested", WebhooksManage, json!({"webhook_id": ID});
+}
+
+impl EventType {
+    /// How `data` is laid out; grows when a field goes or means something else.
+    pub fn schema_version(self) -> i32 {
+        1
+    }
+}
+
+const ID: &str = "0190b6a1-7c1e-7000-8000-000000000001";
+const TIME: &str = "2026-01-05T09:00:00Z";
+
+fn organization() -> Value {
+    json!({"id": ID, "name": "Acme", "slug": "acme", "description": null, "industry": "Food", "size_range": "11-50",
+        "country_code": "SG", "timezone": "Asia/Singapore", "logo_url": null, "plan": "free", "status": "active",
+        "require_mfa": false, "created_at": TIME, "updated_at": TIME, "deleted_at": null})
+}
+
+fn invitation() -> Value {
+    json!({"id": ID, "email": "ben@example.com", "role": "member", "state": "pending", "invited_by": ID,
+        "created_at": TIME, "sent_at": TIME, "expires_at": "2026-01-12T09:00:00Z"})
+}
+
+fn member() -> Value {
+    json!({"user_id": ID, "email": "ben@example.com", "username": null, "first_name": "Ben", "last_name": "Lim",
+        "display_name": null, "role": "member", "permissions": ["projects:read"], "grants": [], "denials": [],
+        "is_active": true, "joined_at": TIME})
+}
+
+fn api_key() -> Value {
+    json!({"id": ID, "name": "Import from the shop", "description": null, "environment": "live",
+        "hint": "rh_live_4fQz", "scopes": ["projects:read"], "rate_per_hour": 1000, "allowed_ips": [],
+        "state": "active", "expires_at": null, "last_used_at": null, "last_used_address": null,
+        "successor_id": null, "created_by": ID, "created_at": TIME, "revoked_at": null,
+        "revoked_because": null})
+}
+
+fn project() -> Value {
+    json!({"id": ID, "name": "Website relaunch", "slug": "website-relaunch", "description": null,
+        "status": "active", "priority": "high", "owner_id": ID, "created_by": ID, "member_ids": [],
+        "start_date": "2026-01-05", "end_date": null, "budget": {"amount": "25000.00", "currency": "SGD"},
+        "progress": 35.0, "created_at": TIME, "updated_at": TIME})
+}
+
+fn task() -> Value {
+    json!({"id": ID, "project_id": ID, "title": "Write the landing page", "description": null,
+        "status": "in_progress", "priority": "medium", "assignee_ids": [ID], "created_by": ID,
+        "due_date": "2026-02-14", "estimated_hours": 6.5, "actual_hours": null, "impact": 20.0,
+        "completed_at": null, "created_at": TIME, "updated_at": TIME})
+}
+
+fn webhook() -> Value {
+    json!({"id": ID, "name": "Our shop", "url": "https://hooks.example.com/…", "events": ["project.created"],
+        "is_active": true, "disabled_because": null})
+}

@@ -1,0 +1,172 @@
+//! Who can be told something, and how they want it.
+
+use std::collections::{HashMap, HashSet};
+
+use chrono::{DateTime, Utc};
+use chrono_tz::Tz;
+use uuid::Uuid;
+
+use super::{
+    channels::{ChannelKind, PhoneNumber},
+    hours,
+    notices::{NoticeKind, is_on_by_default},
+    settings::{self, Digest, Kept},
+};
+use crate::{
+    app::App,
+    auth::{PermissionSet, Role, permissions::known},
+    db::{Row, TenantTx, Tx},
+    error::Result,
+    types::Email,
+};
+
+/// An active member with an active account.
+pub struct Person {
+    pub id: Uuid,
+    pub email: Email,
+    /// Nothing is mailed to an address that nobody has proved to be theirs.
+    pub email_verified: bool,
+    pub name: String,
+    pub role: Role,
+    pub permissions: PermissionSet,
+    pub zone: Tz,
+}
+
+/// The members of the organization, or those of them who are listed.
+pub async fn find(tx: &TenantTx, only: Option<&[Uuid]>) -> Result<Vec<Person>> {
+    let rows = tx
+        .query(
+            "select u.id, u.email, u.display_name, u.first_name, u.last_name, u.timezone, \
+             u.email_verified_at is not null as email_verified, m.role, m.grants, m.denials \
+             from platform.organization_members m join platform.users u on u.id = m.user_id \
+             where m.organization_id = $1 and m.is_active and u.is_active \
+             and ($2::uuid[] is null or m.user_id = any ($2)) order by u.id",
+            &[&tx.organization(), &only],
+        )
+        .await?;
+    rows.iter().map(person).collect()
+}
+
+fn person(row: &Row) -> Result<Person> {
+    let grants = known(&row.try_get::<_, Vec<String>>("grants")?);
+    let denials = known(&row.try_get::<_, Vec<String>>("denials")?);
+    let role = row.try_get("role")?;
+    Ok(Person {
+        id: row.try_get("id")?,
+        email: row.try_get("email")?,
+        email_verified: row.try_get("email_verified")?,
+        name: name(row)?,
+        role,
+        permissions: PermissionSet::effective(role, &grants, &denials),
+        zone: row.try_get::<_, String>("timezone")?.parse().unwrap_or(Tz::UTC),
+    })
+}
+
+/// What somebody is called.
+fn name(row: &Row) -> Result<String> {
+    if let Some(name) = row.try_get::<_, Option<String>>("display_name")? {
+        return Ok(name);
+    }
+    let (first, last): (String, String) = (row.try_get("first_name")?, row.try_get("last_name")?);
+    let name = format!("{first} {last}");
+    Ok(match name.trim() {
+        "" => row.try_get("email")?,
+        name => name.to_owned(),
+    })
+}
+
+/// What users are called, members or not.
+pub async fn names(tx: &Tx, users: &[Uuid]) -> Result<HashMap<Uuid, String>> {
+    let rows = tx
+        .query(
+            "select id, email, display_name, first_name, last_name from platform.users where id = any ($1)",
+            &[&users],
+        )
+        .await?;
+    rows.iter().map(|row| Ok((row.try_get("id")?, name(row)?))).collect()
+}
+
+/// What the organization is called.
+pub async fn organization(tx: &TenantTx) -> Result<String> {
+    let sql = "select name from platform.organizations where id = $1";
+    Ok(tx.query_one(sql, &[&tx.organization()]).await?.try_get("name")?)
+}
+
+/// What members said about a kind and a channel.
+pub type Said = HashMap<(Uuid, NoticeKind, ChannelKind), bool>;
+
+pub async fn said(tx: &TenantTx, users: &[Uuid]) -> Result<Said> {
+    let rows = tx
+        .query(
+            "select user_id, kind, channel, enabled from notification_preferences where user_id = any ($1)",
+            &[&users],
+        )
+        .await?;
+    let mut said = Said::new();
+    for row in &rows {
+        let (kind, channel): (String, String) = (row.try_get("kind")?, row.try_get("channel")?);
+        // What only another version of the service knows does not matter to this one.
+        if let (Ok(kind), Ok(channel)) = (kind.parse::<NoticeKind>(), channel.parse::<ChannelKind>()) {
+            said.insert((row.try_get("user_id")?, kind, channel), row.try_get("enabled")?);
+        }
+    }
+    Ok(said)
+}
+
+/// Whether a member wants a kind by a channel.
+pub fn wants(said: &Said, user: Uuid, kind: NoticeKind, channel: ChannelKind) -> bool {
+    let asked = said.get(&(user, kind, channel)).copied();
+    channel == ChannelKind::InApp || asked.unwrap_or_else(|| is_on_by_default(kind, channel))
+}
+
+/// How some members want to be told.
+pub struct Wishes {
+    said: Said,
+    kept: HashMap<Uuid, Kept>,
+    /// Who has a browser that subscribed.
+    subscribed: HashSet<Uuid>,
+}
+
+impl Wishes {
+    pub async fn of(tx: &TenantTx, users: &[Uuid]) -> Result<Self> {
+        let rows = tx
+            .query(
+                "select distinct p.user_id from push_subscriptions p \
+                 join platform.sessions s on s.id = p.session_id and s.revoked_at is null where p.user_id = any ($1)",
+                &[&users],
+            )
+            .await?;
+        let subscribed: HashSet<Uuid> =
+            rows.iter().map(|row| Ok(row.try_get("user_id")?)).collect::<Result<_>>()?;
+        Ok(Self { said: said(tx, users).await?, kept: settings::of(tx, users).await?, subscribed })
+    }
+
+    /// Whether a channel is offered, leads to somebody, and is wanted for this kind by somebody who may
+    /// still see what it is about.
+    pub fn reaches(&self, app: &App, person: &Person, kind: NoticeKind, channel: ChannelKind) -> bool {
+        let leads_there = match channel {
+            ChannelKind::InApp => false,
+            ChannelKind::Email => person.email_verified,
+            ChannelKind::Sms => self.sms_number(person.id).is_some(),
+            ChannelKind::Push => self.subscribed.contains(&person.id),
+        };
+        let may_see = person.permissions.contains(kind.permission());
+        leads_there
+            && may_see
+            && app.channels.of(channel).is_some()
+            && wants(&self.said, person.id, kind, channel)
+    }
+
+    pub fn sms_number(&self, user: Uuid) -> Option<&PhoneNumber> {
+        self.kept.get(&user)?.sms_number.as_ref()
+    }
+
+    pub fn digest(&self, user: Uuid) -> Digest {
+        self.kept.get(&user).map_or(Digest::Off, |kept| kept.digest)
+    }
+
+    /// The end of the quiet hours that somebody has now.
+    pub fn quiet_until(&self, person: &Person, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
+        hours::quiet_until(now, person.zone, self.kept.get(&person.id)?.quiet?)
+    }
+}

@@ -1,0 +1,401 @@
+//! Jobs: done once in the ordinary case, never lost, and shared out fairly.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, LazyLock, Mutex},
+    time::{Duration, Instant},
+};
+
+use chrono::TimeDelta;
+use rowhouse::{
+    app::{App, Part},
+    clock::Clock,
+    jobs::{self, Kinds, Policy, Running, Terms, Work, schedules},
+    tenancy::fleet,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use uuid::Uuid;
+
+use crate::support::{Team, TestApp, on_the_servers_runtime, within};
+
+/// What jobs did, by the name that a test gives its own: label and time.
+type Notes = HashMap<String, Vec<(String, Instant)>>;
+
+static DONE: LazyLock<Mutex<Notes>> = LazyLock::new(Default::default);
+
+fn done(test: &str) -> Vec<(String, Instant)> {
+    DONE.lock().unwrap().get(test).cloned().unwrap_or_default()
+}
+
+fn labels(test: &str) -> Vec<String> {
+    done(test).into_iter().map(|(label, _)| label).collect()
+}
+
+/// A job that says that it was done, and how.
+#[derive(Serialize, Deserialize)]
+struct Note {
+    test: String,
+    label: String,
+    behaviour: Behaviour,
+}
+
+#[derive(Serialize, Deserialize, Clone, Copy)]
+enum Behaviour {
+    Succeed,
+    Fail,
+    Panic,
+    Take(u64),
+}
+
+impl Work for Note {
+    const KIND: &'static str = "note";
+    const POLICY: Policy =
+        Policy { slots: 16, per_lane: 8, limit: Duration::from_secs(3), ..Policy::DEFAULT };
+
+    async fn run(self, job: &Running) -> anyhow::Result<()> {
+        let label = format!("{}#{}", self.label, job.attempt);
+        DONE.lock().unwrap().entry(self.test).or_default().push((label, Instant::now()));
+        match self.behaviour {
+            Behaviour::Succeed => Ok(()),
+            Behaviour::Fail => anyhow::bail!("it would not"),
+            Behaviour::Panic => panic!("it panicked"),
+            Behaviour::Take(milliseconds) => {
+                tokio::time::sleep(Duration::from_millis(milliseconds)).await;
+                Ok(())
+            }
+        }
+    }
+}
+
+/// One of a lane at a time.
+#[derive(Serialize, Deserialize)]
+struct Alone {
+    test: String,
+}
+
+impl Work for Alone {
+    const KIND: &'static str = "alone";
+    const POLICY: Policy = Policy { per_lane: 1, exclusive: true, ..Policy::DEFAULT };
+
+    async fn run(self, _job: &Running) -> anyhow::Result<()> {
+        let note = |label: &str| {
+            DONE.lock().unwrap().entry(self.test.clone()).or_default().push((label.into(), Instant::now()));
+        };
+        note("begin");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        note("end");
+        Ok(())
+    }
+}
+
+/// Starts a worker for these kinds; it ends with the result.
+fn worker(app: &Arc<App>) -> Ends {
+    let kinds = Arc::new(Kinds::default().with::<Note>().with::<Alone>());
+    let app = app.clone();
+    Ends(on_the_servers_runtime(async move { tokio::spawn(jobs::work(app, kinds)).abort_handle() }))
+}
+
+struct Ends(tokio::task::AbortHandle);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+fn enqueue(app: &TestApp, team: Option<&Team>, notes: Vec<(Note, Terms)>) {
+    let app = app.app.clone();
+    let slug = team.map(|team| team.slug.clone());
+    on_the_servers_runtime(async move {
+        match slug {
+            Some(slug) => {
+                let tenant = fleet::tenant(&app.directory, &slug).await.unwrap().unwrap();
+                let tx = tenant.begin().await.unwrap();
+                for (note, terms) in notes {
+                    jobs::enqueue_on(&tx, &app, &note, terms).await.unwrap();
+                }
+                tx.commit().await.unwrap();
+            }
+            None => {
+                let tx = app.db.begin().await.unwrap();
+                for (note, terms) in notes {
+                    jobs::enqueue_on(&tx, &app, &note, terms).await.unwrap();
+                }
+                tx.commit().await.unwrap();
+            }
+        }
+    });
+}
+
+fn note(test: &str, label: &str, behaviour: Behaviour) -> (Note, Terms) {
+    (Note { test: test.into(), label: label.into(), behaviour }, Terms::default())
+}
+
+/// A server that leaves these tests' jobs to their own worker.
+async fn ground() -> TestApp {
+    TestApp::with(|config| config.database.pool_size = 6)
+}
+
+#[tokio::test]
+async fn what_fails_is_tried_three_times_more_and_then_kept_with_its_error() {
+    let app = ground().await;
+    let _worker = worker(&app.app);
+    enqueue(&app, None, vec![note("fails", "a", Behaviour::Fail), note("fails", "b", Behaviour::Panic)]);
+    for (attempt, seconds) in [(1, 16), (2, 61), (3, 241)] {
+        within(5, "an attempt", || async {
+            let tried = format!("state = 'waiting' and attempts = {attempt}");
+            app.number(&format!("select count(*) from platform.jobs where {tried}")).await == 2
+        })
+        .await;
+        app.app.clock.advance(TimeDelta::seconds(seconds));
+    }
+    within(5, "both are dead", || async {
+        app.number("select count(*) from platform.jobs where state = 'dead'").await == 2
+    })
+    .await;
+    let mut attempts = labels("fails");
+    attempts.sort();
+    assert_eq!(attempts, ["a#1", "a#2", "a#3", "a#4", "b#1", "b#2", "b#3", "b#4"]);
+    let staff = app.superuser().await;
+    let dead = staff.client.get("/admin/jobs?state=dead").await.expect(200);
+    let errors: Vec<&str> =
+        dead["data"].as_array().unwrap().iter().map(|job| job["last_error"].as_str().unwrap()).collect();
+    assert!(errors.contains(&"it would not") && errors.contains(&"panicked"), "{errors:?}");
+    let ids: Vec<&str> =
+        dead["data"].as_array().unwrap().iter().map(|job| job["id"].as_str().unwrap()).collect();
+    // Staff try one again and discard the other.
+    staff.client.post(&format!("/admin/jobs/{}/retry", ids[0]), json!({})).await.expect(200);
+    staff.client.delete(&format!("/admin/jobs/{}", ids[1])).await.expect(204);
+    staff.client.get(&format!("/admin/jobs/{}", ids[1])).await.refused(404, "NOT_FOUND");
+    staff.client.post(&format!("/admin/jobs/{}/retry", ids[0]), json!({})).await.refused(409, "CONFLICT");
+    within(5, "another attempt", || async { labels("fails").len() == 9 }).await;
+}
+
+#[tokio::test]
+async fn what_takes_too_long_is_stopped_and_counted_as_a_failure() {
+    let app = ground().await;
+    let _worker = worker(&app.app);
+    enqueue(&app, None, vec![note("slow", "a", Behaviour::Take(60_000))]);
+    within(8, "it is stopped", || async {
+        app.texts("select last_error from platform.jobs where last_error is not null").await
+            == ["took longer than 3 s"]
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_job_for_later_waits_for_its_time() {
+    let app = ground().await;
+    let _worker = worker(&app.app);
+    let at = Some(app.app.clock.now() + TimeDelta::hours(2));
+    let (later, _) = note("later", "a", Behaviour::Succeed);
+    enqueue(&app, None, vec![(later, Terms { at, ..Terms::default() })]);
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert!(labels("later").is_empty());
+    app.app.clock.advance(TimeDelta::hours(2));
+    within(3, "it is done", || async { labels("later") == ["a#1"] }).await;
+}
+
+#[tokio::test]
+async fn of_two_with_the_same_key_that_wait_there_is_one_at_the_earlier_time() {
+    let app = ground().await;
+    let now = app.app.clock.now();
+    let keyed = |label: &str, hours: i64| {
+        let at = Some(now + TimeDelta::hours(hours));
+        (
+            note("keyed", label, Behaviour::Succeed).0,
+            Terms { at, unique: Some("k".into()), lane: None, organization: None },
+        )
+    };
+    enqueue(&app, None, vec![keyed("first", 3), keyed("second", 2), keyed("third", 5)]);
+    assert_eq!(app.number("select count(*) from platform.jobs").await, 1);
+    let _worker = worker(&app.app);
+    app.app.clock.advance(TimeDelta::minutes(125));
+    within(3, "the one is done", || async { labels("keyed") == ["first#1"] }).await;
+    enqueue(&app, None, vec![keyed("fourth", 0)]);
+    within(3, "the next is done", || async { labels("keyed") == ["first#1", "fourth#1"] }).await;
+}
+
+/// One organization's ten thousand do not make another's one wait.
+#[tokio::test]
+async fn jobs_are_shared_out_fairly_among_organizations() {
+    let app = ground().await;
+    let (heavy, light) = (app.team().await, app.team().await);
+    let many = (0..10_000).map(|_| note("heavy", "h", Behaviour::Take(20))).collect();
+    enqueue(&app, Some(&heavy), many);
+    let _worker = worker(&app.app);
+    within(5, "the heavy ones are under way", || async { labels("heavy").len() > 50 }).await;
+    for n in 0..5 {
+        let asked = Instant::now();
+        enqueue(&app, Some(&light), vec![note("light", &format!("l{n}"), Behaviour::Succeed)]);
+        within(5, "the light one is done", || async { labels("light").len() == n + 1 }).await;
+        let waited = done("light")[n].1.duration_since(asked);
+        assert!(waited < Duration::from_secs(1), "{waited:?}");
+    }
+    assert!(labels("heavy").len() < 10_000, "the heavy ones were still waiting");
+}
+
+/// Long jobs of one organization leave room for another's.
+#[tokio::test]
+async fn one_organization_never_holds_every_slot() {
+    let app = ground().await;
+    let (heavy, light) = (app.team().await, app.team().await);
+    enqueue(&app, Some(&heavy), (0..40).map(|_| note("holds", "h", Behaviour::Take(2_500))).collect());
+    let _worker = worker(&app.app);
+    within(5, "the slots are taken", || async { labels("holds").len() >= 8 }).await;
+    enqueue(&app, Some(&light), vec![note("finds", "l", Behaviour::Succeed)]);
+    within(1, "there is room", || async { labels("finds") == ["l#1"] }).await;
+}
+
+/// Two workers, many words: the jobs of one lane come one after the other.
+#[tokio::test]
+async fn an_exclusive_lane_is_worked_by_one_at_a_time() {
+    let app = ground().await;
+    let other =
+        on_the_servers_runtime(async { App::new(app.app.config.clone(), app.app.clock.clone()).unwrap() });
+    let _workers = (worker(&app.app), worker(&other));
+    for _ in 0..20 {
+        let inner = app.app.clone();
+        on_the_servers_runtime(async move {
+            let tx = inner.db.begin().await.unwrap();
+            let terms = Terms {
+                unique: Some("lane".into()),
+                lane: Some(Uuid::from_u128(7)),
+                at: None,
+                organization: None,
+            };
+            jobs::enqueue_on(&tx, &inner, &Alone { test: "alone".into() }, terms).await.unwrap();
+            tx.commit().await.unwrap();
+        });
+        tokio::time::sleep(Duration::from_millis(40)).await;
+    }
+    within(5, "all is done", || async { app.number("select count(*) from platform.jobs").await == 0 }).await;
+    let told = labels("alone");
+    assert!(told.len() >= 8, "{told:?}");
+    assert!(told.chunks(2).all(|pair| pair == ["begin", "end"]), "{told:?}");
+}
+
+/// A worker that is gone without a word leaves its jobs to the others.
+#[tokio::test]
+async fn the_jobs_of_a_dead_worker_are_taken_over() {
+    let app = ground().await;
+    let dead = Uuid::now_v7();
+    enqueue(&app, None, vec![note("orphan", "a", Behaviour::Succeed)]);
+    app.sql(&format!(
+        "with w as (insert into platform.workers (id, started_at, seen_at) \
+         values ('{dead}', now(), now() - interval '5 seconds') returning id) \
+         update platform.jobs set state = 'running', attempts = 1, worker_id = '{dead}'"
+    ))
+    .await;
+    let _worker = worker(&app.app);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(labels("orphan").is_empty(), "it may be alive yet");
+    within(40, "it is taken over", || async { labels("orphan") == ["a#2"] }).await;
+}
+
+/// A worker that stops finishes what it began, and gives back what it cannot finish.
+#[tokio::test]
+async fn a_worker_that_stops_leaves_nothing_claimed() {
+    let app = ground().await;
+    let other = App::new(app.app.config.clone(), Clock::default()).unwrap();
+    let background = on_the_servers_runtime(other.start(Part::Worker)).unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    on_the_servers_runtime(background.stop());
+    within(3, "its name is taken from the list", || async {
+        app.number("select count(*) from platform.workers").await == 1
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_schedule_runs_once_for_each_tick_and_missed_ticks_are_made_up_once() {
+    let app = ground().await;
+    let runs = || async {
+        app.number("select count(*) from platform.schedules where name = 'sweep' and last_result = 'ok'")
+            .await
+    };
+    let next = "select next_run_at::text from platform.schedules where name = 'sweep'";
+    within(3, "the schedules are written down", || async { app.texts(next).await.len() == 1 }).await;
+    assert_eq!(runs().await, 0);
+    // Ten hours in which nothing ran, and then two instances that look at the same time.
+    app.sql("update platform.schedules set next_run_at = now() - interval '10 hours' where name = 'sweep'")
+        .await;
+    let inner = app.app.clone();
+    let due = on_the_servers_runtime(async move {
+        let looks = (0..8).map(|_| schedules::run_due(&inner));
+        futures_util::future::join_all(looks).await.into_iter().map(|due| due.unwrap()).sum::<usize>()
+    });
+    assert!(due <= 1, "{due} instances ran the same tick");
+    within(5, "it is done", || async { runs().await == 1 }).await;
+    let later = app.number(
+        "select count(*) from platform.schedules where name = 'sweep' and next_run_at > now() \
+         and next_run_at <= now() + interval '1 hour'",
+    );
+    assert_eq!(later.await, 1);
+}
+
+/// Instances whose clocks disagree do each other's jobs at once.
+#[tokio::test]
+async fn a_clock_that_is_ahead_does_not_hold_jobs_back() {
+    let app = ground().await;
+    let ahead = Clock::default();
+    ahead.advance(TimeDelta::minutes(10));
+    let other = App::new(app.app.config.clone(), ahead).unwrap();
+    let _worker = worker(&app.app);
+    on_the_servers_runtime(async move {
+        let tx = other.db.begin().await.unwrap();
+        let (note, _) = note("skew", "a", Behaviour::Succeed);
+        jobs::enqueue(&tx, &other, &note).await.unwrap();
+        tx.commit().await.unwrap();
+    });
+    within(3, "it is done", || async { labels("skew") == ["a#1"] }).await;
+}
+
+/// Two of one key were under way when their worker died; the others go on all the same.
+#[tokio::test]
+async fn twins_of_a_dead_worker_stop_nobody() {
+    let app = ground().await;
+    let dead = Uuid::now_v7();
+    for label in ["a", "b"] {
+        let (one, _) = note("twins", label, Behaviour::Succeed);
+        enqueue(&app, None, vec![(one, Terms { unique: Some("twin".into()), ..Terms::default() })]);
+        app.sql(&format!(
+            "update platform.jobs set state = 'running', attempts = 1, worker_id = '{dead}' where state = 'ready'"
+        ))
+        .await;
+    }
+    assert_eq!(app.number("select count(*) from platform.jobs where state = 'running'").await, 2);
+    let _worker = worker(&app.app);
+    within(40, "one of them is done", || async { labels("twins").len() == 1 }).await;
+    enqueue(&app, None, vec![note("twins", "c", Behaviour::Succeed)]);
+    within(3, "and whatever comes later", || async { labels("twins").contains(&"c#1".into()) }).await;
+    assert_eq!(app.number("select count(*) from platform.jobs").await, 0);
+}
+
+/// A job that outlasts a stop is given back at once, and has lost none of its attempts.
+#[tokio::test]
+async fn a_stop_is_quick_and_costs_no_attempt() {
+    let app = ground().await;
+    let other = App::new(app.app.config.clone(), Clock::default()).unwrap();
+    let kinds = Arc::new(Kinds::default().with::<Note>());
+    let inner = other.clone();
+    let done = on_the_servers_runtime(async move { tokio::spawn(jobs::work(inner, kinds)).abort_handle() });
+    enqueue(&app, None, vec![note("outlasts", "a", Behaviour::Take(60_000))]);
+    within(5, "it is under way", || async { labels("outlasts") == ["a#1"] }).await;
+    let started = Instant::now();
+    other.request_stop();
+    within(5, "it is settled", || async {
+        app.number("select count(*) from platform.jobs where state <> 'running'").await == 1
+    })
+    .await;
+    // Its limit of 3 s came first.
+    assert!(started.elapsed() < Duration::from_secs(5));
+    within(5, "the worker ends", || async { done.is_finished() }).await;
+    let idle = App::new(app.app.config.clone(), Clock::default()).unwrap();
+    let background = on_the_servers_runtime(idle.start(Part::All)).unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let started = Instant::now();
+    on_the_servers_runtime(background.stop());
+    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+}
