@@ -26,14 +26,13 @@ create table platform.jobs (
 create index jobs_ready on platform.jobs (kind, lane, run_at, id) where state = 'ready';
 create index jobs_waiting on platform.jobs (run_at) where state = 'waiting';
 create index jobs_running on platform.jobs (kind, lane) where state = 'running';
-create index jobs_dead on platform.jobs (failed_at) where state = 'dead';
+create index jobs_dead on platform.jobs (failed_at) where failed_at is not null;
 create unique index jobs_unique on platform.jobs (kind, unique_key)
     where unique_key is not null and state in ('waiting', 'ready');
 
 -- Processes that do jobs. One that is not seen for a while is dead, and others do its jobs.
 create table platform.workers (
     id uuid primary key,
-    started_at timestamptz not null,
     seen_at timestamptz not null
 );
 

@@ -28,7 +28,8 @@ const WRITERS: usize = 8;
 /// The service is killed so often in a row, left alone until others would take over what the dead
 /// left, and killed so often again, in the middle of delivering.
 const KILLS: [usize; 2] = [4, 3];
-/// A worker is dead after 20 s without a sign of life, and looked for every 5 s.
+/// A worker is dead after 15 s without a sign of life, to another one that has lived as long, and looks
+/// every 3 s.
 const TAKEN_OVER_WITHIN: Duration = Duration::from_secs(27);
 
 /// Times that nobody foresees; the seed is printed.
@@ -382,4 +383,40 @@ async fn whatever_is_committed_is_told_however_often_the_service_dies() {
     println!("{:.1?}: {} requests, {duplicates} of them again", began.elapsed(), log.len());
     drop(service);
     fs::remove_dir_all(folder).unwrap();
+}
+
+/// Requests and jobs in processes of their own.
+#[tokio::test]
+async fn the_web_answers_and_a_worker_does_the_work() {
+    let mut chance = Chance::new();
+    let port = quiet_port(&mut chance);
+    let folder = std::env::temp_dir().join(format!("rowhouse-split-{}", Uuid::now_v7().simple()));
+    fs::create_dir_all(&folder).unwrap();
+    let database = TestApp::fresh_database();
+    assert!(command(&database, port, &folder, "migrate").status().unwrap().success());
+    let start = |child| Service { database: database.clone(), port, folder: folder.clone(), child };
+    let _web = start(command(&database, port, &folder, "serve").arg("--web-only").spawn().unwrap());
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(15)).build().unwrap();
+    within(20, "the service answers", || async {
+        let ready = http.get(format!("http://127.0.0.1:{port}/ready")).send().await;
+        ready.is_ok_and(|answer| answer.status() == 200)
+    })
+    .await;
+    let receiver = Receiver::start().await;
+    let house = House::open(&format!("http://127.0.0.1:{port}/api/v1"), &http, &receiver, 0).await;
+    assert!(matches!(house.change(0).await, Outcome::Done(Some(_))));
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(receiver.count(), 0, "nobody does jobs yet");
+    let _worker = start(command(&database, port, &folder, "worker").spawn().unwrap());
+    within(10, "the worker does them", || async {
+        receiver.received().iter().any(|request| request.json()["type"] == "project.created")
+    })
+    .await;
+    let schedules = command(&database, port, &folder, "schedule").arg("list").stdout(Stdio::piped()).output();
+    let schedules = String::from_utf8(schedules.unwrap().stdout).unwrap();
+    for name in ["expired-sessions", "weekly-reports", "notification-digest", "trim-logs", "sweep"] {
+        assert!(schedules.lines().any(|line| line.starts_with(name)), "{schedules}");
+    }
+    fs::remove_dir_all(&folder).unwrap();
 }

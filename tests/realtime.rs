@@ -90,18 +90,16 @@ impl Socket {
 }
 
 /// Waits until what happened so far is told.
-async fn all_told(app: &TestApp) {
-    within(5, "everything before is told", || async {
-        app.number("select count(*) from platform.outbox").await == 0
-    })
-    .await;
+async fn all_told(app: &TestApp, team: &Team) {
+    let waiting = format!("select count(*) from platform.outbox where organization_id = '{}'", team.id);
+    within(5, "everything before is told", || async { app.number(&waiting).await == 0 }).await;
 }
 
 #[tokio::test]
 async fn a_dashboard_tells_of_changes_within_a_second_and_in_order() {
     let app = TestApp::shared();
     let team = app.team().await;
-    all_told(&app).await;
+    all_told(&app, &team).await;
     let mut socket = Socket::dashboard(&app, &team, &team.founder, "").await;
     assert_eq!(socket.frame().await["type"], "stream.ready");
     let started = Instant::now();
@@ -174,7 +172,7 @@ async fn everybody_hears_what_they_may_see_and_nobody_another_organization() {
         assert_eq!(socket.frame().await["type"], "stream.ready");
     }
     // What was told on the way.
-    all_told(&app).await;
+    all_told(&app, &team).await;
     team.owner.post("/api-keys", json!({"name": "Key", "scopes": ["projects:read"]})).await.expect(201);
     team.project("Seen by all").await;
     let mut heard = owners.types(2).await;
@@ -365,7 +363,7 @@ async fn server_sent_events_tell_the_same() {
     assert_eq!(frame["id"], id);
     drop(pieces);
     team.project("Missed").await;
-    all_told(&app).await;
+    all_told(&app, &team).await;
     let client = team.founder.client.header("last-event-id", id);
     let mut pieces = client.request(reqwest::Method::GET, &path).send().await.unwrap().bytes_stream();
     let first = pieces.next().await.unwrap().unwrap();
@@ -417,8 +415,10 @@ async fn a_broken_listening_connection_loses_nothing() {
     let mut socket = Socket::dashboard(&app, &team, &team.founder, "").await;
     assert_eq!(socket.frame().await["type"], "stream.ready");
     for n in 0..3 {
-        app.sql("select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid() and query like '%listen%'")
-            .await;
+        let listening = "datname = current_database() and application_name = 'rowhouse listening'";
+        let count = format!("select count(*) from pg_stat_activity where {listening}");
+        within(5, "it is listening", || async { app.number(&count).await == 1 }).await;
+        app.sql(&format!("select pg_terminate_backend(pid) from pg_stat_activity where {listening}")).await;
         team.project(&format!("P{n}")).await;
         let mut frame = socket.frame().await;
         while frame["type"] != "project.created" {

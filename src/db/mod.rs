@@ -83,7 +83,9 @@ impl Db {
         let direct = config.listen_url.as_ref().unwrap_or(&config.url);
         let pool = Arc::new(pool::Pool::new(connection_config(&config.url)?, tls(config)?, config));
         let nobody = broadcast::channel(1).0.downgrade();
-        let db = Self { pool, listen: connection_config(direct)?, hub: Arc::new(Mutex::new(nobody)) };
+        let mut listen = connection_config(direct)?;
+        listen.application_name("rowhouse listening");
+        let db = Self { pool, listen, hub: Arc::new(Mutex::new(nobody)) };
         Ok((db.clone(), TenantDoor { db }))
     }
 

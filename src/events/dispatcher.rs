@@ -12,10 +12,12 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    panic::AssertUnwindSafe,
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use futures_util::FutureExt;
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
@@ -52,11 +54,16 @@ pub async fn dispatch(app: Arc<App>) {
         let but: Vec<Uuid> = busy.iter().chain(resting.keys()).copied().collect();
         match waiting(&app, &but, room, last).await {
             Ok(found) => {
-                last = found.last().copied().unwrap_or_default();
+                if let Some(id) = found.last() {
+                    last = *id;
+                }
                 for organization in found {
                     busy.insert(organization);
                     let app = app.clone();
-                    at_work.spawn(async move { (organization, dispatch_one(&app, organization).await) });
+                    at_work.spawn(async move {
+                        let work = AssertUnwindSafe(dispatch_one(&app, organization)).catch_unwind();
+                        (organization, work.await.unwrap_or(false))
+                    });
                 }
             }
             Err(error) => tracing::warn!(%error, "the outbox could not be looked at; trying again"),
@@ -73,19 +80,12 @@ pub async fn dispatch(app: Arc<App>) {
         let patience = if resting.is_empty() { LOOK_EVERY } else { REST };
         tokio::select! {
             _ = tokio::time::timeout(patience, word) => {}
-            Some(done) = at_work.join_next() => match done {
-                Ok((organization, told)) => {
-                    busy.remove(&organization);
-                    if !told {
-                        resting.insert(organization, Instant::now());
-                    }
+            Some(Ok((organization, told))) = at_work.join_next() => {
+                busy.remove(&organization);
+                if !told {
+                    resting.insert(organization, Instant::now());
                 }
-                // It panicked, and nobody knows which one it was.
-                Err(_) => {
-                    at_work.abort_all();
-                    busy.clear();
-                }
-            },
+            }
             () = stopping.requested() => break,
         }
     }

@@ -13,9 +13,9 @@
 //! word, and looks once a second for what came due or got lost.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     panic::AssertUnwindSafe,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
@@ -45,14 +45,14 @@ const SETTLED_AT_ONCE: usize = 256;
 pub async fn work(app: Arc<App>, kinds: Arc<Kinds>) {
     let (finished, settle) = mpsc::channel(4 * SETTLED_AT_ONCE);
     let id = Uuid::now_v7();
-    let pulse = Pulse::default();
-    let worker = Worker { id, app: app.clone(), finished, kinds: kinds.clone(), pulse: &pulse };
+    let (pulse, held) = (Pulse::default(), Held::default());
+    let worker = Worker { id, app: app.clone(), finished, kinds: kinds.clone(), pulse: &pulse, held: &held };
     tokio::select! {
-        ((), ()) = async { tokio::join!(worker.run(), settle_all(&app, settle)) } => {}
+        ((), ()) = async { tokio::join!(worker.run(), settle_all(&app, id, &held, settle)) } => {}
         () = pulse.beat(&app, id) => {}
         () = keep_counting(&app, &kinds) => {}
     }
-    if let Err(error) = give_back(&app, id).await {
+    if let Err(error) = leave(&app, id).await {
         tracing::warn!(%error, "unfinished jobs could not be given back; they are taken over in a while");
     }
 }
@@ -102,9 +102,26 @@ struct Worker<'a> {
     kinds: Arc<Kinds>,
     finished: mpsc::Sender<Finished>,
     pulse: &'a Pulse,
+    held: &'a Held,
 }
 
-/// How a worker says that it lives, whatever its claims and jobs are waiting for.
+/// The jobs that a worker has claimed and not settled.
+#[derive(Default)]
+struct Held(Mutex<HashSet<Uuid>>);
+
+impl Held {
+    fn ids(&self) -> MutexGuard<'_, HashSet<Uuid>> {
+        self.0.lock().expect("nothing panics with the lock held")
+    }
+
+    /// After a claim whose answer was lost: gives back what was claimed without anybody knowing.
+    async fn give_back_the_rest(&self, app: &App, worker: Uuid) -> Result<()> {
+        let known: Vec<Uuid> = self.ids().iter().copied().collect();
+        give_back(app, worker, &known).await
+    }
+}
+
+/// How a worker says that it lives, beside its claims and jobs.
 #[derive(Default)]
 struct Pulse(Mutex<Option<Lived>>);
 
@@ -139,10 +156,14 @@ impl Pulse {
                 Err(error) => tracing::warn!(%error, "the worker could not say that it lives"),
             }
             // After a time without the database everybody looks dead until they have said a word: only
-            // who was there all the time can tell.
+            // who was there all the time, and was answered at once, can tell.
             let lived = *self.0.lock().expect("nothing panics with the lock held");
-            let long = lived.is_some_and(|lived| (lived.to - lived.from).as_secs_f64() > DEAD_AFTER_SECONDS);
-            if long && let Err(error) = rescue(app).await {
+            let can_tell = lived.is_some_and(|lived| {
+                lived.to == asked
+                    && (lived.to - lived.from).as_secs_f64() > DEAD_AFTER_SECONDS
+                    && asked.elapsed() < SAY_ALIVE_EVERY
+            });
+            if can_tell && let Err(error) = rescue(app).await {
                 tracing::warn!(%error, "jobs of dead workers could not be taken over");
             }
             tokio::time::sleep(SAY_ALIVE_EVERY).await;
@@ -154,7 +175,7 @@ impl Pulse {
 async fn say_alive(app: &App, worker: Uuid) -> Result<()> {
     let tx = app.db.begin().await?;
     tx.execute(
-        "insert into platform.workers (id, started_at, seen_at) values ($1, now(), now()) \
+        "insert into platform.workers (id, seen_at) values ($1, now()) \
          on conflict (id) do update set seen_at = excluded.seen_at",
         &[&worker],
     )
@@ -179,14 +200,16 @@ async fn rescue(app: &App) -> Result<()> {
                and o.state in ('waiting', 'ready'))) returning j.id) \
              update platform.jobs j set worker_id = null, last_error = 'its worker died', \
              state = case when j.attempts > 1 then 'waiting' else 'ready' end, \
-             run_at = case when j.attempts > 1 then $2::timestamptz + j.attempts * random() * interval '30 seconds' \
+             run_at = case when j.attempts > 1 then $2::timestamptz + least(j.attempts, 3) * random() * interval '10 seconds' \
                else j.run_at end \
              from gone where j.id = gone.id and gone.id not in (select id from extra)",
             &[&DEAD_AFTER_SECONDS, &app.clock.now()],
         )
         .await?;
     tx.execute("delete from platform.workers where seen_at < now() - interval '1 hour'", &[]).await?;
-    tx.announce(JOBS);
+    if rescued > 0 {
+        tx.announce(JOBS);
+    }
     tx.commit().await?;
     if rescued > 0 {
         tracing::warn!(rescued, "jobs of a worker that died were taken over");
@@ -205,9 +228,8 @@ struct Claimed {
 
 /// A job that was done, or tried.
 struct Finished {
-    worker: Uuid,
     id: Uuid,
-    kind: String,
+    kind: &'static str,
     policy: Policy,
     attempt: i32,
     outcome: anyhow::Result<()>,
@@ -221,6 +243,8 @@ impl Worker<'_> {
         let mut under_way: JoinSet<Done> = JoinSet::new();
         let mut look = tokio::time::interval(LOOK_EVERY);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        // A claim may have been committed and its answer lost.
+        let mut doubt = false;
         // Kinds that may have more than was taken.
         let mut more: BTreeSet<&'static str> = BTreeSet::new();
         loop {
@@ -258,6 +282,12 @@ impl Worker<'_> {
                     Err(error) => tracing::warn!(%error, "jobs could not be looked for; trying again"),
                 }
             }
+            if doubt {
+                match self.held.give_back_the_rest(&self.app, self.id).await {
+                    Ok(()) => doubt = false,
+                    Err(_) => continue,
+                }
+            }
             for name in more.clone() {
                 let Some(kind) = self.kinds.0.get(name) else { continue };
                 let hands = hands.entry(name).or_default();
@@ -267,7 +297,8 @@ impl Worker<'_> {
                         more.remove(name);
                     }
                     Err(error) => {
-                        tracing::warn!(%error, kind = name, "jobs could not be claimed; trying again")
+                        doubt = true;
+                        tracing::warn!(%error, kind = name, "jobs could not be claimed; trying again");
                     }
                 }
             }
@@ -348,13 +379,14 @@ impl Worker<'_> {
             .filter(|(_, busy)| **busy + each > policy.per_lane)
             .map(|(lane, _)| *lane)
             .collect();
-        // Only where lanes are smaller than organizations does one have several.
-        let crowded: Vec<Uuid> = hands
-            .organizations
-            .iter()
-            .filter(|(id, busy)| !id.is_nil() && **busy >= policy.per_organization)
-            .map(|(id, _)| *id)
-            .collect();
+        // Where lanes are smaller than organizations, none of these gets more than its share either.
+        let shared = policy.per_lane < policy.per_organization;
+        let named = hands.organizations.iter().filter(|(id, _)| shared && !id.is_nil());
+        let (crowded, others): (Vec<_>, Vec<_>) =
+            named.partition(|(_, busy)| **busy >= policy.per_organization);
+        let crowded: Vec<Uuid> = crowded.into_iter().map(|(id, _)| *id).collect();
+        let most = others.into_iter().map(|(_, busy)| *busy).max().unwrap_or_default();
+        let room = if shared { room.min(policy.per_organization - most) } else { room };
         let tx = self.app.db.begin().await?;
         let rows = tx
             .query(
@@ -391,14 +423,14 @@ impl Worker<'_> {
         let taken = claimed.len();
         for job in claimed {
             hands.begins(job.lane, job.organization);
+            self.held.ids().insert(job.id);
             self.begin(name, policy, job, under_way);
         }
         Ok((taken, full.len() + crowded.len()))
     }
 
     fn begin(&self, name: &'static str, policy: Policy, job: Claimed, under_way: &mut JoinSet<Done>) {
-        let (app, kinds, finished, worker) =
-            (self.app.clone(), self.kinds.clone(), self.finished.clone(), self.id);
+        let (app, kinds, finished) = (self.app.clone(), self.kinds.clone(), self.finished.clone());
         under_way.spawn(async move {
             let Claimed { id, lane, organization, attempt, sealed } = job;
             let started = Instant::now();
@@ -421,7 +453,7 @@ impl Worker<'_> {
             metrics::histogram!("rowhouse_job_seconds", "kind" => name).record(started.elapsed());
             let result = if outcome.is_ok() { "done" } else { "failed" };
             metrics::counter!("rowhouse_jobs_total", "kind" => name, "result" => result).increment(1);
-            let done = Finished { worker, id, kind: name.into(), policy, attempt, outcome };
+            let done = Finished { id, kind: name, policy, attempt, outcome };
             // The receiver is there for as long as the worker.
             let _ = finished.send(done).await;
             (name, lane, organization)
@@ -450,28 +482,29 @@ const CLAIM: &str = "with recursive lanes as ( \
      where id = any (array(select id from picked)) returning id, lane, organization_id, attempts, sealed_payload";
 
 /// Writes down what became of jobs, many at a time.
-async fn settle_all(app: &App, mut finished: mpsc::Receiver<Finished>) {
+async fn settle_all(app: &App, worker: Uuid, held: &Held, mut finished: mpsc::Receiver<Finished>) {
     let mut batch = Vec::new();
     while finished.recv_many(&mut batch, SETTLED_AT_ONCE).await > 0 {
         // What cannot be written now stays claimed; should this worker end before it is, another
         // one does the jobs once more.
-        while let Err(error) = settle(app, &batch).await {
+        while let Err(error) = settle(app, worker, &batch).await {
             tracing::warn!(%error, "what became of jobs could not be written; trying again");
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
-        batch.clear();
+        let mut held = held.ids();
+        for job in batch.drain(..) {
+            held.remove(&job.id);
+        }
     }
 }
 
-async fn settle(app: &App, batch: &[Finished]) -> Result<()> {
+async fn settle(app: &App, worker: Uuid, batch: &[Finished]) -> Result<()> {
     let done: Vec<Uuid> = batch.iter().filter(|job| job.outcome.is_ok()).map(|job| job.id).collect();
     let tx = app.db.begin().await?;
-    if let Some(first) = batch.first()
-        && !done.is_empty()
-    {
+    if !done.is_empty() {
         tx.execute(
             "delete from platform.jobs where id = any ($1) and state = 'running' and worker_id = $2",
-            &[&done, &first.worker],
+            &[&done, &worker],
         )
         .await?;
     }
@@ -494,26 +527,33 @@ async fn settle(app: &App, batch: &[Finished]) -> Result<()> {
                and o.state in ('waiting', 'ready')) returning j.id) \
              update platform.jobs set state = $3, worker_id = null, last_error = $2, run_at = $4, failed_at = $5 \
              where id = $1 and state = 'running' and worker_id = $6 and id not in (select id from extra)",
-            &[&job.id, &told, &state, &again, &failed_at, &job.worker],
+            &[&job.id, &told, &state, &again, &failed_at, &worker],
         )
         .await?;
     }
     tx.commit().await
 }
 
-/// Gives back what was claimed and not finished.
-async fn give_back(app: &App, worker: Uuid) -> Result<()> {
+/// Gives back everything that was claimed and not finished, and says goodbye.
+async fn leave(app: &App, worker: Uuid) -> Result<()> {
+    give_back(app, worker, &[]).await?;
     let tx = app.db.begin().await?;
-    // One whose like waits already is taken over by others once this worker is not seen any more.
+    tx.execute("delete from platform.workers where id = $1", &[&worker]).await?;
+    tx.commit().await
+}
+
+/// Gives back what a worker has claimed, but for some. One whose like waits already is taken over by
+/// others once this worker is not seen any more.
+async fn give_back(app: &App, worker: Uuid, but: &[Uuid]) -> Result<()> {
+    let tx = app.db.begin().await?;
     tx.execute(
         "update platform.jobs j set state = 'ready', worker_id = null, attempts = attempts - 1 \
-         where worker_id = $1 and state = 'running' and not exists (select 1 from platform.jobs o \
+         where worker_id = $1 and state = 'running' and id <> all ($2) and not exists (select 1 from platform.jobs o \
          where o.kind = j.kind and o.unique_key = j.unique_key and o.id <> j.id \
          and (o.state in ('waiting', 'ready') or o.worker_id = j.worker_id))",
-        &[&worker],
+        &[&worker, &but],
     )
     .await?;
-    tx.execute("delete from platform.workers where id = $1", &[&worker]).await?;
     tx.announce(JOBS);
     tx.commit().await
 }

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use anyhow::{Context, anyhow, bail};
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use chrono::{DateTime, TimeDelta, Utc};
-use futures_util::future::{BoxFuture, join_all};
+use futures_util::future::BoxFuture;
 use ring::{
     rand::SystemRandom,
     signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair},
@@ -115,6 +115,8 @@ pub struct Recipient {
     pub tenant: Tenant,
     pub person: Person,
     pub sms_number: Option<PhoneNumber>,
+    /// For push: which of the person's browsers.
+    pub browser: Option<Uuid>,
 }
 
 /// One notification.
@@ -399,34 +401,16 @@ impl Channel for Push {
         message: &'a Message,
     ) -> BoxFuture<'a, anyhow::Result<Sent>> {
         Box::pin(async move {
-            // At a second attempt, only those that did not take it at the first.
-            let subscriptions = subscriptions(&to.tenant, to.person.id, message.id).await?;
-            let (mut done, mut gone, mut failed) = (Vec::new(), Vec::new(), Vec::new());
-            let (mut again, mut refused) = (Vec::new(), Vec::new());
-            let pushes = subscriptions.iter().map(|subscription| self.push(app, subscription, message));
-            let answers = join_all(pushes).await;
-            for (subscription, answer) in subscriptions.iter().zip(answers) {
-                match answer {
-                    Ok(404 | 410) => gone.push(subscription.id),
-                    Ok(status) => match judge("the push service", status) {
-                        Ok(Sent::Done) => done.push(subscription.id),
-                        Ok(Sent::GivenUp(why)) => refused.push(why),
-                        Err(error) => {
-                            failed.push(subscription.id);
-                            again.push(error.to_string());
-                        }
-                    },
-                    Err(why) => {
-                        failed.push(subscription.id);
-                        again.push(why);
-                    }
-                }
-            }
-            note(app, &to.tenant, message.id, &done, &gone, &failed).await?;
-            if !again.is_empty() {
-                bail!("{}", again.join("; "));
-            }
-            Ok(if refused.is_empty() { Sent::Done } else { Sent::GivenUp(refused.join("; ")) })
+            let Some(subscription) = subscription(to).await? else { return Ok(Sent::Done) };
+            let answer = self.push(app, &subscription, message).await;
+            let sent = match &answer {
+                Ok(404 | 410) => Ok(Sent::GivenUp("the browser is there no more".into())),
+                Ok(status) => judge("the push service", *status),
+                Err(why) => Err(anyhow!("{why}")),
+            };
+            let gone = matches!(answer, Ok(404 | 410));
+            note(app, to, subscription.id, matches!(sent, Ok(Sent::Done)), gone).await?;
+            sent
         })
     }
 }
@@ -434,47 +418,38 @@ impl Channel for Push {
 /// A browser that took nothing for so long does not come back.
 const PATIENCE: TimeDelta = TimeDelta::days(5);
 
-/// Notes which browsers took a message, and forgets those that will take none any more.
-async fn note(
-    app: &App,
-    tenant: &Tenant,
-    message: Uuid,
-    done: &[Uuid],
-    gone: &[Uuid],
-    failed: &[Uuid],
-) -> Result<()> {
+/// Notes whether a browser takes messages, and forgets one that will take none any more.
+async fn note(app: &App, to: &Recipient, subscription: Uuid, took: bool, gone: bool) -> Result<()> {
     let now = app.clock.now();
-    let tx = tenant.begin().await?;
-    let sql = "update push_subscriptions set last_sent = $2, failing_since = null where id = any ($1)";
-    tx.execute(sql, &[&done, &message]).await?;
-    let sql = "update push_subscriptions set failing_since = coalesce(failing_since, $2) where id = any ($1)";
-    tx.execute(sql, &[&failed, &now]).await?;
-    let sql = "delete from push_subscriptions where id = any ($1) or (id = any ($2) and failing_since < $3)";
-    tx.execute(sql, &[&gone, &failed, &(now - PATIENCE)]).await?;
+    let tx = to.tenant.begin().await?;
+    let sql = "update push_subscriptions set failing_since = case when $2 then null \
+         else coalesce(failing_since, $3) end where id = $1";
+    tx.execute(sql, &[&subscription, &took, &now]).await?;
+    let sql = "delete from push_subscriptions where id = $1 and ($2 or failing_since < $3)";
+    tx.execute(sql, &[&subscription, &gone, &(now - PATIENCE)]).await?;
     tx.commit().await
 }
 
-/// The browsers of somebody whose sessions live, without those that took a message already.
-async fn subscriptions(tenant: &Tenant, user: Uuid, message: Uuid) -> Result<Vec<Subscription>> {
-    let tx = tenant.begin().await?;
-    let rows = tx
-        .query(
+/// The browser that is meant, as long as the session lives that subscribed it.
+async fn subscription(to: &Recipient) -> Result<Option<Subscription>> {
+    let tx = to.tenant.begin().await?;
+    let row = tx
+        .query_opt(
             "select p.id, p.endpoint, p.p256dh, p.auth from push_subscriptions p \
              join platform.sessions s on s.id = p.session_id and s.revoked_at is null \
-             where p.user_id = $1 and p.last_sent is distinct from $2 order by p.id",
-            &[&user, &message],
+             where p.id = $1 and p.user_id = $2",
+            &[&to.browser, &to.person.id],
         )
         .await?;
-    rows.iter()
-        .map(|row| {
-            Ok(Subscription {
-                id: row.try_get("id")?,
-                endpoint: row.try_get("endpoint")?,
-                p256dh: row.try_get("p256dh")?,
-                auth: row.try_get("auth")?,
-            })
+    row.map(|row| {
+        Ok(Subscription {
+            id: row.try_get("id")?,
+            endpoint: row.try_get("endpoint")?,
+            p256dh: row.try_get("p256dh")?,
+            auth: row.try_get("auth")?,
         })
-        .collect()
+    })
+    .transpose()
 }
 
 #[cfg(test)]

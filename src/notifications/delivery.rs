@@ -18,6 +18,8 @@ use crate::jobs::{self, Policy, Running, Terms, Work};
 pub struct DeliverNotification {
     pub notification: Uuid,
     pub channel: ChannelKind,
+    /// For push: each browser has a job of its own, so that one that fails repeats nothing elsewhere.
+    pub browser: Option<Uuid>,
 }
 
 impl Work for DeliverNotification {
@@ -44,7 +46,8 @@ impl Work for DeliverNotification {
             return Ok(());
         }
         if let Some(end) = wishes.quiet_until(&person, app.clock.now()) {
-            let unique = Some(format!("{} {}", self.notification, self.channel));
+            let browser = self.browser.unwrap_or_default();
+            let unique = Some(format!("{} {} {browser}", self.notification, self.channel));
             jobs::enqueue_on(&tx, app, &self, Terms { at: Some(end), unique, ..Terms::default() }).await?;
             return Ok(tx.commit().await?);
         }
@@ -61,7 +64,7 @@ impl Work for DeliverNotification {
         // No connection is held while others answer.
         drop(tx);
         let sms_number = wishes.sms_number(user).cloned();
-        let to = Recipient { tenant, person, sms_number };
+        let to = Recipient { tenant, person, sms_number, browser: self.browser };
         let sent = channel.send(app, &to, &message).await;
         let result = match &sent {
             Ok(Sent::Done) => "sent",

@@ -185,8 +185,15 @@ async fn insert(
         let Some(person) = to.iter().find(|person| person.id == user) else { continue };
         for channel in [ChannelKind::Email, ChannelKind::Sms, ChannelKind::Push] {
             let later = channel == ChannelKind::Email && collected(person);
-            if !later && wishes.reaches(app, person, kind, channel) {
-                jobs::enqueue(tx, app, &DeliverNotification { notification, channel }).await?;
+            if later || !wishes.reaches(app, person, kind, channel) {
+                continue;
+            }
+            let browsers: Vec<Option<Uuid>> = match channel {
+                ChannelKind::Push => wishes.browsers(user).iter().copied().map(Some).collect(),
+                _ => vec![None],
+            };
+            for browser in browsers {
+                jobs::enqueue(tx, app, &DeliverNotification { notification, channel, browser }).await?;
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Who can be told something, and how they want it.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
 use chrono_tz::Tz;
@@ -123,22 +123,24 @@ pub fn wants(said: &Said, user: Uuid, kind: NoticeKind, channel: ChannelKind) ->
 pub struct Wishes {
     said: Said,
     kept: HashMap<Uuid, Kept>,
-    /// Who has a browser that subscribed.
-    subscribed: HashSet<Uuid>,
+    /// The browsers that subscribed, by member.
+    browsers: HashMap<Uuid, Vec<Uuid>>,
 }
 
 impl Wishes {
     pub async fn of(tx: &TenantTx, users: &[Uuid]) -> Result<Self> {
         let rows = tx
             .query(
-                "select distinct p.user_id from push_subscriptions p \
+                "select p.user_id, p.id from push_subscriptions p \
                  join platform.sessions s on s.id = p.session_id and s.revoked_at is null where p.user_id = any ($1)",
                 &[&users],
             )
             .await?;
-        let subscribed: HashSet<Uuid> =
-            rows.iter().map(|row| Ok(row.try_get("user_id")?)).collect::<Result<_>>()?;
-        Ok(Self { said: said(tx, users).await?, kept: settings::of(tx, users).await?, subscribed })
+        let mut browsers: HashMap<Uuid, Vec<Uuid>> = HashMap::new();
+        for row in &rows {
+            browsers.entry(row.try_get("user_id")?).or_default().push(row.try_get("id")?);
+        }
+        Ok(Self { said: said(tx, users).await?, kept: settings::of(tx, users).await?, browsers })
     }
 
     /// Whether a channel is offered, leads to somebody, and is wanted for this kind by somebody who may
@@ -148,13 +150,17 @@ impl Wishes {
             ChannelKind::InApp => false,
             ChannelKind::Email => person.email_verified,
             ChannelKind::Sms => self.sms_number(person.id).is_some(),
-            ChannelKind::Push => self.subscribed.contains(&person.id),
+            ChannelKind::Push => !self.browsers(person.id).is_empty(),
         };
         let may_see = person.permissions.contains(kind.permission());
         leads_there
             && may_see
             && app.channels.of(channel).is_some()
             && wants(&self.said, person.id, kind, channel)
+    }
+
+    pub fn browsers(&self, user: Uuid) -> &[Uuid] {
+        self.browsers.get(&user).map_or(&[], Vec::as_slice)
     }
 
     pub fn sms_number(&self, user: Uuid) -> Option<&PhoneNumber> {

@@ -138,7 +138,12 @@ pub struct Known {
 impl Known {
     /// From the newest notifications.
     pub fn of(newest: &[Notification]) -> Self {
-        let floor = newest.iter().map(|one| one.id).max().map_or(Uuid::nil(), |id| before(id, OVERLAP));
+        let ids = || newest.iter().map(|one| one.id);
+        let mut floor = ids().max().map_or(Uuid::nil(), |id| before(id, OVERLAP));
+        if newest.len() as i64 >= BATCH {
+            // Of more than can be told at once, the older ones are left to the lists.
+            floor = floor.max(ids().min().unwrap_or_default());
+        }
         Self { floor, ids: newest.iter().map(|one| one.id).filter(|id| *id > floor).collect() }
     }
 }
@@ -309,7 +314,8 @@ impl Work {
                 Some((organization, "*")) => {
                     let all = organization.parse().map(|id: Uuid| app.hub.concerned(Some(id)));
                     let all = all.unwrap_or_default();
-                    self.notifications.extend(all.iter().map(|(_, one, _)| (one.organization, one.user)));
+                    let personal = all.iter().filter(|(_, _, topic)| *topic == Topic::Notifications);
+                    self.notifications.extend(personal.map(|(_, one, _)| (one.organization, one.user)));
                 }
                 Some((organization, user)) => {
                     self.notifications.extend(organization.parse().ok().zip(user.parse().ok()));
@@ -489,7 +495,7 @@ async fn tell_notifications(app: &Arc<App>, id: Uuid, user: Uuid) -> Result<()> 
         }
         let mut told = Vec::new();
         for (id, frame) in &frames {
-            if known.ids.insert(*id) {
+            if id.is_nil() || (*id > known.floor && known.ids.insert(*id)) {
                 told.push(frame);
             }
         }
@@ -521,7 +527,8 @@ impl Seat {
         let mut organizations = self.app.hub.lock();
         let organization = organizations.get_mut(&self.organization);
         if let Some(listener) = organization.and_then(|one| one.listeners.get_mut(&self.number)) {
-            listener.permissions = permissions;
+            // The hub may have heard of less meanwhile.
+            listener.permissions = listener.permissions.intersection(permissions);
         }
     }
 }

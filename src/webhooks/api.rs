@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::{
     COLUMNS, DeliveryStatus, Sent, Told, Wanted, Webhook, clear, find, from_row, sealed_for, send,
-    signature::Secret,
+    signature::Secret, wake,
 };
 use crate::{
     api::Tag,
@@ -351,15 +351,20 @@ impl WebhooksApi {
         change(&mut webhook.events, "events", to.0.events)?;
         change(&mut webhook.is_active, "is_active", to.0.is_active)?;
         // Whoever may not see its events may still rename it or switch it off.
-        let sends_elsewhere = webhook.url != before.url || webhook.events != before.events;
-        if sends_elsewhere || (webhook.is_active && !before.is_active) {
+        let moved = webhook.url != before.url;
+        if moved || webhook.events != before.events || (webhook.is_active && !before.is_active) {
             check(app, &who, &mut webhook)?;
         }
         if before.is_active && !webhook.is_active {
             clear::give_up(app, &tx, webhook.id).await?;
         }
         if webhook.is_active && !before.is_active {
-            (webhook.disabled_because, webhook.failing_since) = (None, None);
+            webhook.disabled_because = None;
+        }
+        // Another address, or another try, begins without the failures and pauses of the last.
+        let afresh = moved || !before.is_active;
+        if afresh {
+            webhook.failing_since = None;
         }
         webhook.updated_at = app.clock.now();
         webhook.version += 1;
@@ -379,11 +384,13 @@ impl WebhooksApi {
                 &webhook.failing_since,
                 &webhook.updated_at,
                 &webhook.version,
-                // Another address, or another try, begins without the pauses of the last.
-                &(sends_elsewhere || !before.is_active),
+                &afresh,
             ],
         )
         .await?;
+        if afresh && webhook.is_active {
+            wake(app, &tx, webhook.id, None).await?;
+        }
         let changes = Changes::between(&Told::from(&before), &Told::from(&webhook));
         events::record(&tx, app, &*who, EventType::WebhookUpdated, webhook.id, changes).await?;
         tx.commit().await?;

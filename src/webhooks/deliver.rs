@@ -157,12 +157,13 @@ async fn prepare(
     let sql = format!("select {} from events where id = $1", Event::COLUMNS);
     let Some(event) = tx.query_opt(&sql, &[&event_id]).await? else {
         // The log is kept longer than deliveries take; it was trimmed by hand.
+        find(&tx, webhook.id, true).await?;
         let sql = "update webhook_deliveries set status = 'failed', next_attempt_at = null, finished_at = $2, \
-             error = 'the event is not in the log any more' where id = $1";
-        tx.execute(sql, &[&delivery, &now]).await?;
-        let sql = "update webhooks set total_deliveries = total_deliveries + 1, \
-             failed_deliveries = failed_deliveries + 1 where id = $1";
-        tx.execute(sql, &[&webhook.id]).await?;
+             error = 'the event is not in the log any more' where id = $1 and status = 'pending'";
+        let failed = tx.execute(sql, &[&delivery, &now]).await? as i64;
+        let sql = "update webhooks set total_deliveries = total_deliveries + $2::bigint, \
+             failed_deliveries = failed_deliveries + $2::bigint where id = $1";
+        tx.execute(sql, &[&webhook.id, &failed]).await?;
         tx.commit().await?;
         return Ok(None);
     };

@@ -57,8 +57,7 @@ create table push_subscriptions (
     auth text not null,
     user_agent text,
     session_id uuid,
-    -- The notification that it took last, and since when it takes none.
-    last_sent uuid,
+    -- Since when it takes nothing.
     failing_since timestamptz,
     version bigint not null default 1,
     created_at timestamptz not null,
