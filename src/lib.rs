@@ -1,9 +1,10 @@
 //! Rowhouse: many organizations in one service, each in a Postgres schema of its own.
 //!
 //! The rooms, from the ground up: `config`, `error`, `types`, `page`, `clock`, `limits`,
-//! `observability` and `db` use only each other; `tenancy`, `http`, `auth`, `accounts`,
-//! `organizations`, `billing`, `jobs`, `mail`, `audit`, `flags` and `admin` are the platform; `work` is
-//! a module on top of it; `api` and `cli` are the doors.
+//! `observability`, `outbound` and `db` use only each other; `tenancy`, `http`, `auth`, `accounts`,
+//! `organizations`, `billing`, `jobs`, `mail`, `audit`, `events`, `webhooks`, `notifications`,
+//! `realtime`, `flags` and `admin` are the platform; `work` is a module on top of it; `app` puts them
+//! together, `api` and `cli` are the doors.
 
 pub mod accounts;
 pub mod admin;

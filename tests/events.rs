@@ -360,3 +360,27 @@ async fn an_organization_that_is_locked_holds_up_no_other() {
         .await;
     }
 }
+
+/// A machine whose clock is ahead tells of something; the others send it at once all the same.
+#[tokio::test]
+async fn a_clock_that_is_ahead_delays_no_webhook() {
+    let app = TestApp::with(|_| {});
+    let team = app.team().await;
+    let receiver = Receiver::start().await;
+    let webhook = json!({"name": "All", "url": receiver.url(), "events": ["project.created"]});
+    team.owner.post("/webhooks", webhook).await.expect(201);
+    let (schema, now) = (schema(&app, &team).await, "now() + interval '10 minutes'");
+    let project = team.project("Now").await;
+    within(5, "it is sent", || async { receiver.count() == 1 }).await;
+    // What a dispatcher that is ten minutes ahead would have written.
+    let id = Uuid::now_v7();
+    app.sql(&format!(
+        "insert into {schema}.webhook_deliveries (id, webhook_id, event_id, event_type, position, status, \
+         next_attempt_at, created_at) select '{id}', w.id, e.id, e.type, e.position, 'pending', {now}, {now} \
+         from {schema}.webhooks w, {schema}.events e where e.resource_id = '{}'",
+        project["id"].as_str().unwrap()
+    ))
+    .await;
+    team.project("Next").await;
+    within(5, "both are sent", || async { receiver.count() == 3 }).await;
+}

@@ -419,3 +419,48 @@ async fn a_service_with_nothing_under_way_stops_at_once() {
     on_the_servers_runtime(background.stop());
     assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
 }
+
+/// One of many lanes of an organization.
+#[derive(Serialize, Deserialize)]
+struct Piece {
+    test: String,
+}
+
+impl Work for Piece {
+    const KIND: &'static str = "piece";
+    const POLICY: Policy = Policy { slots: 16, per_lane: 1, per_organization: 4, ..Policy::DEFAULT };
+
+    async fn run(self, _job: &Running) -> anyhow::Result<()> {
+        DONE.lock().unwrap().entry(self.test).or_default().push(("piece".into(), Instant::now()));
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        Ok(())
+    }
+}
+
+/// However many lanes an organization has, it has its share of the slots.
+#[tokio::test]
+async fn an_organization_of_many_lanes_has_one_share() {
+    let app = ground().await;
+    let (heavy, light) = (app.team().await, app.team().await);
+    let add = |team: &Team, test: &'static str, count: usize| {
+        let (inner, slug) = (app.app.clone(), team.slug.clone());
+        on_the_servers_runtime(async move {
+            let tenant = fleet::tenant(&inner.directory, &slug).await.unwrap().unwrap();
+            let tx = tenant.begin().await.unwrap();
+            for _ in 0..count {
+                let terms = Terms { lane: Some(Uuid::now_v7()), ..Terms::default() };
+                jobs::enqueue_on(&tx, &inner, &Piece { test: test.into() }, terms).await.unwrap();
+            }
+            tx.commit().await.unwrap();
+        });
+    };
+    add(&heavy, "many lanes", 30);
+    let (inner, kinds) = (app.app.clone(), Arc::new(Kinds::default().with::<Piece>()));
+    let worker = on_the_servers_runtime(async move { tokio::spawn(jobs::work(inner, kinds)).abort_handle() });
+    let _worker = Ends(worker);
+    within(5, "its share is under way", || async { labels("many lanes").len() == 4 }).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(labels("many lanes").len(), 4);
+    add(&light, "one lane", 1);
+    within(1, "there is room for another", || async { labels("one lane").len() == 1 }).await;
+}
