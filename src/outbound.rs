@@ -20,6 +20,7 @@ use hickory_resolver::{
 };
 use ipnet::IpNet;
 use reqwest::{Client, RequestBuilder, dns, redirect};
+use rustls::pki_types::CertificateDer;
 use tokio::sync::OnceCell;
 use url::{Host, Url};
 
@@ -50,7 +51,7 @@ impl Outbound {
     pub fn new(dns_server: Option<SocketAddr>, allow_loopback: bool) -> anyhow::Result<Self> {
         let plain = || -> anyhow::Result<reqwest::ClientBuilder> {
             Ok(Client::builder()
-                .tls_backend_preconfigured(tls()?)
+                .tls_backend_preconfigured(tls(Vec::new())?)
                 .redirect(redirect::Policy::none())
                 .user_agent(concat!("Rowhouse/", env!("CARGO_PKG_VERSION")))
                 .connect_timeout(Duration::from_secs(10))
@@ -140,9 +141,13 @@ fn told(error: reqwest::Error) -> String {
     told.chars().filter(|c| *c != '\0').take(1000).collect()
 }
 
-fn tls() -> anyhow::Result<rustls::ClientConfig> {
+/// What every client of ours trusts: the public authorities, and these certificates.
+pub fn tls(more: Vec<CertificateDer<'static>>) -> anyhow::Result<rustls::ClientConfig> {
     let mut roots = rustls::RootCertStore::empty();
     roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+    for certificate in more {
+        roots.add(certificate)?;
+    }
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     Ok(rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?

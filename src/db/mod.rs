@@ -23,6 +23,7 @@ use std::{
 };
 
 use anyhow::Context;
+use rustls::pki_types::{CertificateDer, pem::PemObject};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::broadcast;
 use tokio_postgres::config::SslMode;
@@ -33,7 +34,7 @@ pub use select::Select;
 pub use tokio_postgres::{Row, types::ToSql};
 pub use tx::{COMMIT_NOTE, PlatformTx, TenantTx, Tx};
 
-use crate::{config::DatabaseConfig, error::Result};
+use crate::{config::DatabaseConfig, error::Result, outbound};
 
 /// The name of a tenant's schema: `tenant_` and 32 hexadecimal digits of an id of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -163,22 +164,15 @@ fn connection_config(url: &SecretString) -> anyhow::Result<tokio_postgres::Confi
 }
 
 fn tls(config: &DatabaseConfig) -> anyhow::Result<tokio_postgres_rustls::MakeRustlsConnect> {
-    let mut roots = rustls::RootCertStore::empty();
-    roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+    let mut certificates = Vec::new();
     if let Some(path) = &config.ca_file {
-        use rustls::pki_types::{CertificateDer, pem::PemObject};
         for certificate in CertificateDer::pem_file_iter(path)
             .with_context(|| format!("database.ca_file (DATABASE_CA_FILE): cannot read {}", path.display()))?
         {
-            roots.add(certificate?)?;
+            certificates.push(certificate?);
         }
     }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let tls = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(tokio_postgres_rustls::MakeRustlsConnect::new(tls))
+    Ok(tokio_postgres_rustls::MakeRustlsConnect::new(outbound::tls(certificates)?))
 }
 
 /// The address without its password, for people.

@@ -99,7 +99,7 @@ impl EventsApi {
             .and_if("resource_id = ?", &resource_id.0);
         let rows = match &after.0 {
             None => select.newest(&tx, &stretch).await?,
-            Some(_) if cursor_given(&stretch) => {
+            Some(_) if stretch.below().is_some() => {
                 return Err(Error::invalid("after", "is not combined with cursor; send the last position"));
             }
             Some(position) => {
@@ -136,10 +136,6 @@ pub fn page() -> String {
     pages
         .render_str(include_str!("page.html"), minijinja::context! { types })
         .expect("the page has no parts that depend on a request")
-}
-
-fn cursor_given(stretch: &Stretch) -> bool {
-    stretch.below().is_some()
 }
 
 /// The types of events that a member may see.

@@ -194,14 +194,12 @@ async fn dispatch_batch(app: &Arc<App>, tenant: &Tenant) -> Result<bool> {
 
 /// Writes the positions, and answers the events in their order.
 async fn place(tx: &TenantTx, ids: &[Uuid], positions: &[i64]) -> Result<Vec<Event>> {
-    let rows = tx
-        .query(
-            "update events set position = placed.position from unnest($1::uuid[], $2::bigint[]) as placed (id, position) \
-             where events.id = placed.id returning events.id, events.position, occurred_at, type, schema_version, \
-             actor_kind, actor_id, api_key_id, resource_id, data, changes",
-            &[&ids, &positions],
-        )
-        .await?;
+    let sql = format!(
+        "update events set position = placed.place from unnest($1::uuid[], $2::bigint[]) as placed (event_id, place) \
+         where events.id = placed.event_id returning {}",
+        Event::COLUMNS
+    );
+    let rows = tx.query(&sql, &[&ids, &positions]).await?;
     let mut events: Vec<Event> =
         rows.iter().map(|row| Event::from_row(row, tx.organization())).collect::<Result<_>>()?;
     events.sort_by_key(|event| event.position);

@@ -25,7 +25,7 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use super::hub::{Frame, Hub, Known, Seat, Topic, before, read_events};
+use super::hub::{BATCH, Frame, Hub, Known, Seat, Topic, before, read_events};
 use crate::{
     api::Tag,
     app::Stopping,
@@ -50,7 +50,6 @@ const SEND_WITHIN: Duration = Duration::from_secs(10);
 /// Who was away for more than this reads the lists anew.
 const MOST_CAUGHT_UP: i64 = 1_000;
 const MOST_CAUGHT_UP_BYTES: usize = 1024 * 1024;
-const MOST_NOTIFICATIONS: i64 = 200;
 
 /// What a browser opens a stream with: `?ticket=...`.
 #[derive(Debug, Serialize, Object)]
@@ -208,19 +207,19 @@ async fn missed_notifications(who: &Member, seat: &Seat, last: Option<String>) -
     let wrong = |_| Error::invalid("last_event_id", "must be the id of a frame of this stream");
     let last: Option<Uuid> = last.map(|last| last.parse().map_err(wrong)).transpose()?;
     let tx = who.begin().await?;
-    let newest = notifications::newest(&tx, who.user_id, MOST_NOTIFICATIONS).await?;
+    let newest = notifications::newest(&tx, who.user_id, BATCH).await?;
     let missed = match last {
         // One with an older id may have been committed after it; whoever keeps ids can tell.
         Some(last) => {
             let from = before(last, Duration::from_secs(60));
-            notifications::after(&tx, who.user_id, from, MOST_NOTIFICATIONS + 1).await?
+            notifications::after(&tx, who.user_id, from, BATCH + 1).await?
         }
         None => Vec::new(),
     };
     let unread = notifications::unread(&tx, who.user_id).await?;
     drop(tx);
     seat.knows(Known::of(&newest)).await?;
-    let mut frames: Vec<Frame> = match missed.len() as i64 > MOST_NOTIFICATIONS {
+    let mut frames: Vec<Frame> = match missed.len() as i64 > BATCH {
         true => vec![Frame::reset(None)],
         false => missed.iter().filter(|one| Some(one.id) != last).map(Frame::of_notification).collect(),
     };

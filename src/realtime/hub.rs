@@ -40,8 +40,8 @@ use crate::{
 
 /// Frames that may wait for one listener: more than one pass of the dispatcher brings.
 const QUEUE: usize = 1024;
-/// Events, or notifications, that are read at once.
-const BATCH: i64 = 200;
+/// Events, or notifications, that are read at once; more notifications than that are left to the list.
+pub const BATCH: i64 = 200;
 /// Ids are made before they are committed, so an older one may come later, by this much.
 const OVERLAP: Duration = Duration::from_secs(600);
 /// Everybody is looked at again this often, should a word of a change have been lost.
@@ -112,6 +112,12 @@ struct Organization {
     /// The position of the last event that they were told of.
     told: i64,
     listeners: HashMap<u64, Listener>,
+}
+
+impl Organization {
+    fn wants_events(&self) -> bool {
+        self.listeners.values().any(|one| one.topic == Topic::Dashboard)
+    }
 }
 
 struct Listener {
@@ -205,7 +211,6 @@ impl Hub {
         let number = app.hub.numbers.fetch_add(1, Ordering::Relaxed);
         let (from, is_first) = {
             let mut organizations = app.hub.lock();
-            let is_first = !organizations.contains_key(&id);
             let organization = organizations
                 .entry(id)
                 .or_insert_with(|| Organization { told: head, listeners: HashMap::new() });
@@ -219,6 +224,11 @@ impl Hub {
                     format!("You have {most} connections to this organization already. Close one."),
                 )
                 .retry_after(10));
+            }
+            // Events are read as long as somebody listens to them: whoever begins, begins at the head.
+            let is_first = topic == Topic::Dashboard && !organization.wants_events();
+            if is_first {
+                organization.told = organization.told.max(head);
             }
             // This process may be a moment behind what was told elsewhere, and the listener may not.
             let after = organization.told.max(head);
@@ -415,9 +425,8 @@ async fn check(app: &Arc<App>, id: Option<Uuid>) -> Result<()> {
 /// Reads what is new in an organization's log and tells those who may see it.
 async fn tell_events(app: &Arc<App>, id: Uuid) -> Result<()> {
     loop {
-        let Some(after) = app.hub.lock().get(&id).map(|organization| organization.told) else {
-            return Ok(());
-        };
+        let told = |organization: &Organization| organization.wants_events().then_some(organization.told);
+        let Some(after) = app.hub.lock().get(&id).and_then(told) else { return Ok(()) };
         let events = read_events(app, id, after, BATCH).await?;
         if events.is_empty() {
             return Ok(());
@@ -487,12 +496,10 @@ async fn tell_notifications(app: &Arc<App>, id: Uuid, user: Uuid) -> Result<()> 
     let mut organizations = app.hub.lock();
     let Some(organization) = organizations.get_mut(&id) else { return Ok(()) };
     organization.listeners.retain(|_, listener| {
-        let Some(known) = listener.known.as_mut().filter(|_| listener.topic == Topic::Notifications) else {
-            return true;
-        };
-        if listener.standing.user != user {
+        if !mine(listener) {
             return true;
         }
+        let Some(known) = &mut listener.known else { return true };
         let mut told = Vec::new();
         for (id, frame) in &frames {
             if id.is_nil() || (*id > known.floor && known.ids.insert(*id)) {
@@ -508,27 +515,25 @@ async fn tell_notifications(app: &Arc<App>, id: Uuid, user: Uuid) -> Result<()> 
 impl Seat {
     /// From now on notifications are told that are not known.
     pub async fn knows(&self, known: Known) -> Result<()> {
-        let user = {
-            let mut organizations = self.app.hub.lock();
-            let organization = organizations.get_mut(&self.organization);
-            let listener = organization.and_then(|one| one.listeners.get_mut(&self.number));
-            let Some(listener) = listener else { return Ok(()) };
+        let missed = self.listener(|listener| {
             listener.known = Some(known);
-            if !std::mem::take(&mut listener.skipped) {
-                return Ok(());
-            }
-            listener.standing.user
-        };
-        tell_notifications(&self.app, self.organization, user).await
+            std::mem::take(&mut listener.skipped).then_some(listener.standing.user)
+        });
+        match missed.flatten() {
+            Some(user) => tell_notifications(&self.app, self.organization, user).await,
+            None => Ok(()),
+        }
     }
 
     /// What the listener may do now, noted for what comes.
     pub fn may(&self, permissions: PermissionSet) {
+        // The hub may have heard of less meanwhile.
+        self.listener(|listener| listener.permissions = listener.permissions.intersection(permissions));
+    }
+
+    /// Changes something about whoever sits here, unless they were shown out.
+    fn listener<T>(&self, change: impl FnOnce(&mut Listener) -> T) -> Option<T> {
         let mut organizations = self.app.hub.lock();
-        let organization = organizations.get_mut(&self.organization);
-        if let Some(listener) = organization.and_then(|one| one.listeners.get_mut(&self.number)) {
-            // The hub may have heard of less meanwhile.
-            listener.permissions = listener.permissions.intersection(permissions);
-        }
+        Some(change(organizations.get_mut(&self.organization)?.listeners.get_mut(&self.number)?))
     }
 }

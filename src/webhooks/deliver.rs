@@ -23,7 +23,7 @@ use super::{
 use crate::{
     app::App,
     audit::{Actor, Changes},
-    db::TenantTx,
+    db::{Row, TenantTx},
     error::{Code, Error, Result},
     events::{self, Event, EventType},
     jobs::{Policy, Running, Work, with_jitter},
@@ -149,11 +149,15 @@ async fn prepare(
     let Some(webhook) = found(find(&tx, webhook, false).await)?.filter(|webhook| webhook.is_active) else {
         return Ok(None);
     };
-    let sql = "select 1 from webhook_deliveries d join webhooks w on w.id = d.webhook_id where d.id = $1 \
-         and d.status = 'pending' and (w.paused_until is null or w.paused_until <= $2)";
-    if tx.query_opt(sql, &[&delivery, &now]).await?.is_none() {
-        return Ok(None);
-    }
+    let sealed = tx
+        .query_opt(
+            "select w.sealed_secret, w.sealed_previous_secret, w.previous_secret_until from webhook_deliveries d \
+             join webhooks w on w.id = d.webhook_id where d.id = $1 and d.status = 'pending' \
+             and (w.paused_until is null or w.paused_until <= $2)",
+            &[&delivery, &now],
+        )
+        .await?;
+    let Some(sealed) = sealed else { return Ok(None) };
     let sql = format!("select {} from events where id = $1", Event::COLUMNS);
     let Some(event) = tx.query_opt(&sql, &[&event_id]).await? else {
         // The log is kept longer than deliveries take; it was trimmed by hand.
@@ -168,7 +172,7 @@ async fn prepare(
         return Ok(None);
     };
     let event = Event::from_row(&event, tx.organization())?;
-    let secrets = secrets(app, &tx, webhook.id).await?;
+    let secrets = secrets(app, webhook.id, &sealed)?;
     Ok(Some((Due { delivery, webhook, attempts, event }, secrets)))
 }
 
@@ -181,13 +185,7 @@ fn found(webhook: Result<Webhook>) -> Result<Option<Webhook>> {
 }
 
 /// The secret, and the one before it while that is good.
-async fn secrets(app: &App, tx: &TenantTx, webhook: Uuid) -> Result<Vec<Secret>> {
-    let row = tx
-        .query_one(
-            "select sealed_secret, sealed_previous_secret, previous_secret_until from webhooks where id = $1",
-            &[&webhook],
-        )
-        .await?;
+fn secrets(app: &App, webhook: Uuid, row: &Row) -> Result<Vec<Secret>> {
     let open =
         |sealed: Vec<u8>| Ok::<_, Error>(Secret::from_bytes(app.sealer.open(&sealed_for(webhook), &sealed)?));
     let mut secrets = vec![open(row.try_get("sealed_secret")?)?];
