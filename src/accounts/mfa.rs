@@ -171,6 +171,9 @@ impl MfaApi {
         if stored == 0 {
             return Err(Error::conflict("A second factor is set up already. Disable it first."));
         }
+        let begun = json!({"what": "mfa_enrolment_begun"});
+        let about = About::user(who.id);
+        security_events::record(&tx, app, SecurityEventType::Other, about, &who.origin, begun).await?;
         tx.commit().await?;
         let totp = totp(&secret, email.as_ref())?;
         let otpauth_uri = totp.to_url().map_err(|error| Error::internal(error.to_string()))?;
