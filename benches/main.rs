@@ -1,7 +1,8 @@
-//! Benchmarks of jobs and streams, on a Postgres of their own: `make bench`, or
+//! Benchmarks of jobs, metering and streams, on a Postgres of their own: `make bench`, or
 //! `cargo bench -- jobs` for one of them.
 
 mod jobs;
+mod metering;
 mod sockets;
 
 use std::{path::PathBuf, sync::Arc};
@@ -67,6 +68,9 @@ async fn main() -> anyhow::Result<()> {
     }
     if wants("fairness") {
         jobs::fairness(&ground).await?;
+    }
+    if wants("metering") {
+        metering::share(&ground).await?;
     }
     if wants("sockets") {
         sockets::idle(&ground).await?;

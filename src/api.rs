@@ -5,6 +5,7 @@ use poem::{
     endpoint::make_sync,
     get, handler,
     http::{Method, StatusCode, header},
+    post,
     web::{Data, Html},
 };
 use poem_openapi::{OpenApi, OpenApiService, Tags};
@@ -16,13 +17,14 @@ use crate::{
     app::App,
     audit,
     auth::Permission,
+    billing,
     db::migrations,
     error::{Code, Error, Result},
     events, flags,
     http::Json,
     jobs, notifications, observability, organizations, realtime,
     tenancy::fleet,
-    webhooks, work,
+    usage, webhooks, work,
 };
 
 /// Name of the scheme for people.
@@ -65,6 +67,10 @@ pub enum Tag {
     Notifications,
     /// What is on for whom.
     Features,
+    /// Plans, subscriptions, invoices.
+    Billing,
+    /// How much is used, and how an organization is doing.
+    Analytics,
     /// For the platform's staff.
     Admin,
 }
@@ -96,7 +102,14 @@ fn service() -> OpenApiService<impl OpenApi, ()> {
             notifications::NotificationNumbersApi,
             notifications::PushApi,
         ),
-        (admin::AdminUsersApi, admin::AdminOrganizationsApi, jobs::admin::AdminJobsApi),
+        (billing::PlansApi, billing::SubscriptionsApi, usage::UsageApi, usage::AnalyticsApi),
+        (
+            admin::AdminUsersApi,
+            admin::AdminOrganizationsApi,
+            jobs::admin::AdminJobsApi,
+            billing::AdminPlansApi,
+            billing::AdminBillingApi,
+        ),
         (work::projects::ProjectsApi, work::tasks::TasksApi),
     );
     OpenApiService::new(apis, "Rowhouse", env!("CARGO_PKG_VERSION")).server(BASE).description(
@@ -112,6 +125,7 @@ pub fn routes() -> impl Endpoint<Output = Response> + 'static {
     Route::new()
         .nest(BASE, Strict(service().into_endpoint()))
         .nest_no_strip("/ws", Strict(service().into_endpoint()))
+        .at("/webhooks/stripe", post(billing::receive))
         .at("/health", get(health))
         .at("/ready", get(ready))
         .at(
@@ -371,6 +385,9 @@ fn complete_operation(path: &str, method: &str, operation: &mut Value) {
     } else if path.starts_with("/auth/") {
         codes.push(Code::AuthFailed);
     }
+    if permission.is_some_and(Permission::is_scope) || needs == API_KEY {
+        codes.push(Code::PlanLimit);
+    }
     if permission.is_some() || needs == API_KEY {
         codes.extend([
             Code::MfaRequired,
@@ -393,9 +410,12 @@ fn complete_operation(path: &str, method: &str, operation: &mut Value) {
     codes.extend(match operation["operationId"].as_str().unwrap_or_default() {
         "login" | "login_mfa" => vec![Code::AccountLocked, Code::MfaRequired],
         "disable_mfa" | "renew_recovery_codes" => vec![Code::AccountLocked],
-        "register" | "accept_invitation" => vec![Code::PermissionDenied, Code::NotFound, Code::PlanLimit],
+        "register" | "accept_invitation" => {
+            vec![Code::PermissionDenied, Code::NotFound, Code::PaymentRequired]
+        }
         "preview_invitation" => vec![Code::NotFound],
         "create_invitation" | "resend_invitation" => vec![Code::EmailNotVerified, Code::PlanLimit],
+        "set_sms_number" => vec![Code::PlanLimit],
         _ => Vec::new(),
     });
     if has_body {
@@ -403,6 +423,9 @@ fn complete_operation(path: &str, method: &str, operation: &mut Value) {
     }
     if method != "get" {
         codes.extend([Code::Conflict, Code::Integrity]);
+        if permission.is_some() {
+            codes.push(Code::PaymentRequired);
+        }
     }
     if method == "post" {
         codes.push(Code::IdempotencyConflict);

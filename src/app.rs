@@ -14,6 +14,10 @@ use crate::{
         passwords::Passwords,
         sealing::Sealer,
     },
+    billing::{
+        self, HandleStripeEvent, LookAtTrial, Reconcile, Resource, StopBilling, Stripe, SyncSubscription,
+        begin_reconciliation,
+    },
     clock::Clock,
     config::Config,
     db::Db,
@@ -32,6 +36,7 @@ use crate::{
     outbound::Outbound,
     realtime::{self, Hub},
     tenancy::{Directory, fleet},
+    usage::{self, FigureCache, MeasureUsage, Meter, ModuleFigures, RollUpUsage, WarnApiCalls},
     webhooks::{ClearWebhook, Deliver},
     work,
 };
@@ -52,13 +57,45 @@ fn kinds() -> Kinds {
         .with::<WeeklyReport>()
         .with::<SendSmsCode>()
         .with::<TrimLogs>()
+        .with::<SyncSubscription>()
+        .with::<StopBilling>()
+        .with::<HandleStripeEvent>()
+        .with::<Reconcile>()
+        .with::<LookAtTrial>()
+        .with::<RollUpUsage>()
+        .with::<MeasureUsage>()
+        .with::<WarnApiCalls>()
 }
 
 /// What members are told of events: the platform's rules and each module's.
 const NOTICE_RULES: &[Rule] = &[notifications::rules::notices, work::notices::notices];
 
+/// What modules have of that which plans limit, as expressions that count it in an organization's schema.
+const COUNTS: &[(Resource, &str)] = &[(Resource::Projects, work::projects::COUNT)];
+
+/// What each module knows of an organization in figures.
+const MODULE_FIGURES: &[ModuleFigures] = &[ModuleFigures { module: "work", read: work::figures::figures }];
+
 /// Everything that is done by the clock, in UTC.
 const SCHEDULES: &[Schedule] = &[
+    Schedule {
+        name: "usage-roll-up",
+        cron: "0 0 * * *",
+        about: "Measure the day that ended, sum its hours, remove usage that has had its time",
+        run: |app| Box::pin(async move { usage::begin_roll_up(&app).await }),
+    },
+    Schedule {
+        name: "trial-expirations",
+        cron: "0 9 * * *",
+        about: "Remind of trials that end soon, and end those that are over",
+        run: |app| Box::pin(async move { billing::look_at_trials(&app).await }),
+    },
+    Schedule {
+        name: "stripe-reconciliation",
+        cron: "15 * * * *",
+        about: "Compare subscriptions with Stripe, and repair what differs",
+        run: |app| Box::pin(async move { begin_reconciliation(&app).await }),
+    },
     Schedule {
         name: "expired-sessions",
         cron: "0 2 * * *",
@@ -106,6 +143,10 @@ pub struct App {
     pub outbound: Outbound,
     pub channels: Channels,
     pub hub: Hub,
+    pub meter: Meter,
+    pub figure_cache: FigureCache,
+    /// `None` where nobody can pay.
+    pub stripe: Option<Stripe>,
     stop: watch::Sender<bool>,
 }
 
@@ -138,6 +179,9 @@ impl App {
             outbound: Outbound::new(config.tenancy.dns_server, config.webhooks.allow_loopback)?,
             channels: Channels::new(&config.notifications)?,
             hub: Hub::default(),
+            meter: Meter::default(),
+            figure_cache: FigureCache::default(),
+            stripe: Stripe::new(&config.stripe)?,
             stop: watch::Sender::new(false),
             sealer,
             db,
@@ -154,6 +198,15 @@ impl App {
         NOTICE_RULES
     }
 
+    /// How a module counts what plans limit; `None` where none does.
+    pub fn count_of(&self, resource: Resource) -> Option<&'static str> {
+        COUNTS.iter().find(|(counted, _)| *counted == resource).map(|(_, count)| *count)
+    }
+
+    pub fn module_figures(&self) -> &'static [ModuleFigures] {
+        MODULE_FIGURES
+    }
+
     /// Starts what runs beside the requests; it ends when the result is dropped, or, in good order,
     /// by [`Background::stop`].
     pub async fn start(self: &Arc<Self>, part: Part) -> anyhow::Result<Background> {
@@ -162,6 +215,7 @@ impl App {
         keep(&mut others, self, "directory", |app| async move { app.directory.listen().await });
         keep(&mut finishing, self, "activity", keep_activity);
         if part != Part::Worker {
+            keep(&mut finishing, self, "usage", usage::keep);
             keep(&mut others, self, "realtime", realtime::keep);
         }
         if part != Part::Web {
@@ -218,6 +272,8 @@ impl Background {
         self.app.request_stop();
         let finished = async { while self.finishing.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(Duration::from_secs(15), finished).await;
+        // What requests counted that were still under way when the stop was asked for.
+        let _ = tokio::time::timeout(Duration::from_secs(5), usage::flush(&self.app)).await;
     }
 }
 
@@ -268,6 +324,9 @@ const SWEEPS: &[Sweep] = &[
     ("platform.login_challenges", "expires_at", 0),
     ("platform.login_failures", "updated_at", 1),
     ("platform.realtime_tickets", "expires_at", 0),
+    ("platform.usage_batches", "written_at", 1),
+    ("platform.stripe_events", "handled_at", 90),
+    ("platform.reconciliations", "started_at", 90),
 ];
 
 /// Rows that are removed in one transaction at most.

@@ -40,6 +40,8 @@ pub struct Config {
     #[config(nested)]
     pub realtime: RealtimeConfig,
     #[config(nested)]
+    pub stripe: StripeConfig,
+    #[config(nested)]
     pub retention: RetentionConfig,
     #[config(nested)]
     pub log: LogConfig,
@@ -245,6 +247,33 @@ pub struct RealtimeConfig {
     pub connections_per_user: usize,
 }
 
+/// Payments by Stripe. Without a key nobody can pay, and everything else works.
+#[derive(Clone, Debug, Confique)]
+pub struct StripeConfig {
+    /// The key of the account: sk_live_…, sk_test_… or a restricted rk_….
+    #[config(env = "STRIPE_SECRET_KEY")]
+    pub secret_key: Option<SecretString>,
+    /// What Stripe signs its webhooks to /webhooks/stripe with: whsec_…; several, separated by commas, while one
+    /// is replaced by another.
+    #[config(env = "STRIPE_WEBHOOK_SECRET")]
+    pub webhook_secret: Option<SecretString>,
+    /// Where Stripe's API is.
+    #[config(env = "STRIPE_BASE_URL", default = "https://api.stripe.com/")]
+    pub base_url: String,
+    /// Seconds to wait for an answer; a request is tried three times.
+    #[config(env = "STRIPE_TIMEOUT_SECONDS", default = 6)]
+    pub timeout_seconds: u64,
+    /// Ids of the monthly prices of the plans: price_…; `rowhouse stripe setup` makes them. After a change of a
+    /// price the new one stands first, and behind it, after a comma, those that customers still pay.
+    #[config(env = "STRIPE_PRICE_STARTER")]
+    pub price_starter: Option<String>,
+    #[config(env = "STRIPE_PRICE_PROFESSIONAL")]
+    pub price_professional: Option<String>,
+    /// Without one, the plan is agreed with each customer and given by staff.
+    #[config(env = "STRIPE_PRICE_ENTERPRISE")]
+    pub price_enterprise: Option<String>,
+}
+
 /// How long what an organization does not delete itself is kept. The audit log is kept for good.
 #[derive(Clone, Debug, Confique)]
 pub struct RetentionConfig {
@@ -257,6 +286,9 @@ pub struct RetentionConfig {
     /// Days that notifications are kept, read or not.
     #[config(env = "RETENTION_NOTIFICATIONS_DAYS", default = 180)]
     pub notifications_days: u32,
+    /// Months that usage can be looked up, the present one not counted.
+    #[config(env = "RETENTION_USAGE_MONTHS", default = 25)]
+    pub usage_months: u32,
 }
 
 /// What is written to standard error.
@@ -328,6 +360,12 @@ impl Config {
         if self.realtime.connections_per_user == 0 {
             bail!("realtime.connections_per_user (REALTIME_CONNECTIONS_PER_USER) is 0; 20 is a good start");
         }
+        if !(2..=1200).contains(&self.retention.usage_months) {
+            bail!(
+                "retention.usage_months (RETENTION_USAGE_MONTHS) is {}; it takes 2 to 1200",
+                self.retention.usage_months
+            );
+        }
         self.auth.secret_key_bytes()?;
         Ok(())
     }
@@ -350,6 +388,7 @@ impl Config {
             webhooks,
             notifications,
             realtime,
+            stripe,
             retention,
             log,
         } = self;
@@ -457,11 +496,24 @@ impl Config {
         );
         section("realtime", &[("connections_per_user", realtime.connections_per_user.to_string())]);
         section(
+            "stripe",
+            &[
+                ("secret_key", quoted(&secret(stripe.secret_key.is_some()))),
+                ("webhook_secret", quoted(&secret(stripe.webhook_secret.is_some()))),
+                ("base_url", quoted(&stripe.base_url)),
+                ("timeout_seconds", stripe.timeout_seconds.to_string()),
+                ("price_starter", quoted(&stripe.price_starter.as_deref().unwrap_or_default())),
+                ("price_professional", quoted(&stripe.price_professional.as_deref().unwrap_or_default())),
+                ("price_enterprise", quoted(&stripe.price_enterprise.as_deref().unwrap_or_default())),
+            ],
+        );
+        section(
             "retention",
             &[
                 ("events_days", retention.events_days.to_string()),
                 ("deliveries_days", retention.deliveries_days.to_string()),
                 ("notifications_days", retention.notifications_days.to_string()),
+                ("usage_months", retention.usage_months.to_string()),
             ],
         );
         section("log", &[("level", quoted(&log.level)), ("format", quoted(&log.format))]);

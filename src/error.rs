@@ -58,6 +58,7 @@ codes! {
     MfaRequired = 401 "MFA_REQUIRED", "A second factor is needed; `details` says how to give or to set up one.";
     TokenExpired = 401 "TOKEN_EXPIRED", "The access token is past its time; refresh it.";
     PlanLimit = 402 "PLAN_LIMIT_REACHED", "The plan allows no more of this; `details` has limit, used, plan and upgrade path.";
+    PaymentRequired = 402 "PAYMENT_REQUIRED", "A payment is owed or failed; `details` says where to make it.";
     PermissionDenied = 403 "PERMISSION_DENIED", "The caller may not do this.";
     TenantSuspended = 403 "TENANT_SUSPENDED", "The organization is suspended.";
     EmailNotVerified = 403 "EMAIL_NOT_VERIFIED", "The caller's address is not verified yet.";

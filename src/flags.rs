@@ -17,7 +17,7 @@ use crate::{
     api::Tag,
     audit::{self, Changes},
     auth::{Can, Role, Superuser, permissions::OrganizationRead},
-    billing::Plan,
+    billing::{Feature, Plan},
     db::{Row, Select, Tx},
     error::{Code, Error, Result},
     http::{Body, IfMatch, Json, NoContent, Single, Versioned},
@@ -162,6 +162,10 @@ impl FlagsApi {
             let on = flag.is_on(who.tenant.id(), who.tenant.plan(), who.role, country.as_ref());
             features.insert(flag.key.to_string(), on.into());
         }
+        // What the plan brings; no flag takes it away.
+        for feature in Feature::ALL {
+            features.insert(feature.to_string(), who.tenant.has(*feature).into());
+        }
         Ok(Json(Features { features }))
     }
 
@@ -191,6 +195,9 @@ impl FlagsApi {
     ) -> Result<Single<FeatureFlag>> {
         let app = &*who.0.app;
         let (to, now) = (to.0, app.clock.now());
+        if flag_key.0.as_ref().parse::<Feature>().is_ok() {
+            return Err(Error::invalid("flag_key", "is a feature that plans bring; change the plans"));
+        }
         let rollout = to.rollout.unwrap_or(100.0);
         if !(0.0..=100.0).contains(&rollout) {
             return Err(Error::invalid("rollout", "must be from 0 to 100"));

@@ -32,5 +32,6 @@ pub mod page;
 pub mod realtime;
 pub mod tenancy;
 pub mod types;
+pub mod usage;
 pub mod webhooks;
 pub mod work;

@@ -37,6 +37,11 @@ async fn a_domain_leads_to_the_organization_once_the_dns_proves_it() {
     within_a_second("known everywhere", || async { visitor.at(&there).get("/projects").await.status == 200 })
         .await;
     team.owner.post(&verify, json!(null)).await.expect(200);
+    // It leads there as long as the plan brings it.
+    team.plan("free").await;
+    visitor.get("/projects").await.refused(400, "TENANT_REQUIRED");
+    team.plan("starter").await;
+    visitor.get("/projects").await.expect(200);
     team.owner.delete(&path).await.expect(204);
     visitor.get("/projects").await.refused(400, "TENANT_REQUIRED");
     within_a_second("gone everywhere", || async { visitor.at(&there).get("/projects").await.status == 400 })

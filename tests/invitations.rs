@@ -147,6 +147,7 @@ async fn nobody_invites_above_themselves_or_unverified() {
 async fn open_invitations_count_against_the_plan_exactly() {
     let app = TestApp::shared();
     let team = app.team().await;
+    team.plan("free").await;
     team.join(Role::Viewer).await;
     // Five places on the free plan: two are taken.
     let invitations = (0..10).map(|_| {

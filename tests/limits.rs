@@ -62,6 +62,7 @@ async fn users_and_organizations_are_limited_and_told_how_they_stand() {
         config.limits.organization = "8/h".parse().unwrap();
     });
     let team = app.team().await;
+    team.plan("free").await;
     let member = team.join(Role::Viewer).await;
     let first = team.owner.get("/projects").await;
     assert_eq!(first.header("ratelimit-policy"), "\"user\";q=5;w=3600, \"organization\";q=8;w=3600");
@@ -94,6 +95,7 @@ async fn a_plan_raises_the_organization_s_limit() {
         config.limits.organization_professional = "50/h".parse().unwrap();
     });
     let team = app.team().await;
+    team.plan("free").await;
     let staff = app.superuser().await;
     team.owner.get("/projects").await.expect(200);
     let plan = format!("/admin/organizations/{}/plan", team.id);

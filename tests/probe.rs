@@ -7,7 +7,9 @@ use rowhouse::{
 };
 use serde_json::{Value, json};
 
-use crate::support::{Answer, Client, PASSWORD, Person, Team, TestApp, stand_in, unique_email, within};
+use crate::support::{
+    Answer, Client, PASSWORD, Person, Team, TestApp, stand_in, stripe::Stripe, unique_email, within,
+};
 
 /// One operation as the document tells it.
 struct Operation {
@@ -61,7 +63,11 @@ fn operations() -> Vec<Operation> {
 }
 
 /// What the operation acts on, fresh and owned by the one who tries.
-async fn target(team: &Team, operation: &Operation, who: &Person) -> (String, Option<Value>) {
+async fn target(
+    (team, stripe): (&Team, &Stripe),
+    operation: &Operation,
+    who: &Person,
+) -> (String, Option<Value>) {
     let mut path = operation.path.replace("{organization_id}", &team.id);
     let mut body = operation.body.clone();
     let needs_project =
@@ -106,6 +112,37 @@ async fn target(team: &Team, operation: &Operation, who: &Person) -> (String, Op
         );
         team.app.sql(&earlier).await;
         path = path.replace("{invitation_id}", id);
+    }
+    let paid = match operation.id.as_str() {
+        "upgrade_subscription" | "open_billing_portal" | "get_invoice" => Some("starter"),
+        "downgrade_subscription" | "cancel_subscription" | "reactivate_subscription" => Some("professional"),
+        _ => None,
+    };
+    if let Some(plan) = paid {
+        team.subscribe(stripe, plan).await;
+    }
+    match operation.id.as_str() {
+        "downgrade_subscription" => body = Some(json!({"plan": "starter"})),
+        "reactivate_subscription" => {
+            team.owner.post("/subscriptions/cancel", json!({})).await;
+        }
+        _ => {}
+    }
+    if path.contains("{invoice_id}") {
+        let first =
+            || async { team.owner.get("/subscriptions/invoices").await.expect(200)["data"][0].clone() };
+        within(10, "an invoice", || async { first().await.is_object() }).await;
+        path = path.replace("{invoice_id}", first().await["id"].as_str().unwrap());
+    }
+    path = path.replace("{plan}", "starter");
+    if path.contains("{event_id}") {
+        let id = format!("evt_{}", uuid::Uuid::now_v7().simple());
+        let made = "insert into platform.stripe_events (id, type, created_at, livemode, payload, state, received_at)";
+        team.app.sql(&format!("{made} values ('{id}', 'x', now(), false, '{{}}', 'ignored', now())")).await;
+        path = path.replace("{event_id}", &id);
+    }
+    if operation.id == "get_usage" {
+        path += "?metric=api_calls";
     }
     if operation.id == "add_domain" {
         body = Some(json!({"domain": format!("d{}.example.com", uuid::Uuid::now_v7().simple())}));
@@ -241,10 +278,10 @@ async fn opened(request: reqwest::RequestBuilder) -> Answer {
 
 #[tokio::test]
 async fn anonymous_callers_get_in_nowhere_but_where_it_says_public() {
-    let app = TestApp::shared();
+    let (app, stripe) = TestApp::paying();
     let team = big_team(&app).await;
     for operation in operations() {
-        let (path, body) = target(&team, &operation, &team.founder).await;
+        let (path, body) = target((&team, &stripe), &operation, &team.founder).await;
         let client = if operation.about_one_organization() {
             app.anonymous()
         } else {
@@ -261,14 +298,14 @@ async fn anonymous_callers_get_in_nowhere_but_where_it_says_public() {
 
 #[tokio::test]
 async fn each_role_may_do_what_its_permissions_say_and_nothing_else() {
-    let app = TestApp::shared();
+    let (app, stripe) = TestApp::paying();
     for operation in operations() {
         let Some(permission) = operation.permission() else { continue };
         let team = big_team(&app).await;
         // The owner comes last: some operations end the organization.
         for role in [Role::Viewer, Role::Member, Role::Manager, Role::Admin, Role::Owner] {
             let person = team.join(role).await;
-            let (path, body) = target(&team, &operation, &person).await;
+            let (path, body) = target((&team, &stripe), &operation, &person).await;
             let answer = send(&person.client, &operation, &path, &body).await;
             let (status, id) = (answer.status.as_u16(), &operation.id);
             if role.permissions().contains(permission) {
@@ -284,10 +321,10 @@ async fn each_role_may_do_what_its_permissions_say_and_nothing_else() {
 
 #[tokio::test]
 async fn nobody_reaches_into_another_organization() {
-    let app = TestApp::shared();
+    let (app, stripe) = TestApp::paying();
     let (team, rival) = (big_team(&app).await, big_team(&app).await);
     for operation in operations().iter().filter(|operation| operation.permission().is_some()) {
-        let (path, body) = target(&team, operation, &team.founder).await;
+        let (path, body) = target((&team, &stripe), operation, &team.founder).await;
         let id = &operation.id;
         // With the other's name: it does not exist.
         let inside = rival.founder.client.within(&team.id);
@@ -312,14 +349,14 @@ async fn nobody_reaches_into_another_organization() {
 
 #[tokio::test]
 async fn every_change_of_one_object_honours_if_match() {
-    let app = TestApp::shared();
+    let (app, stripe) = TestApp::paying();
     for operation in operations() {
         let changes = [Method::PUT, Method::PATCH, Method::DELETE].contains(&operation.method);
         let documented = operation.headers.iter().any(|name| name == "If-Match");
         assert_eq!(changes, documented, "{}", operation.id);
         if changes {
             let team = big_team(&app).await;
-            let (path, body) = target(&team, &operation, &team.founder).await;
+            let (path, body) = target((&team, &stripe), &operation, &team.founder).await;
             let client = insider(&team, &operation).await.header("if-match", "\"v999\"");
             let answer = send(&client, &operation, &path, &body).await;
             answer.refused(412, "PRECONDITION_FAILED");
@@ -329,7 +366,7 @@ async fn every_change_of_one_object_honours_if_match() {
 
 #[tokio::test]
 async fn every_post_honours_an_idempotency_key() {
-    let app = TestApp::shared();
+    let (app, stripe) = TestApp::paying();
     for operation in operations() {
         let documented = operation.headers.iter().any(|name| name == "Idempotency-Key");
         assert_eq!(operation.method == Method::POST, documented, "{}", operation.id);
@@ -338,7 +375,7 @@ async fn every_post_honours_an_idempotency_key() {
             ["logout", "logout_everywhere", "transfer_organization"].contains(&operation.id.as_str());
         if documented && operation.needs != "public" && !shuts_out {
             let team = big_team(&app).await;
-            let (path, body) = target(&team, &operation, &team.founder).await;
+            let (path, body) = target((&team, &stripe), &operation, &team.founder).await;
             let client = insider(&team, &operation).await.header("idempotency-key", "probe");
             let first = send(&client, &operation, &path, &body).await;
             let second = send(&client, &operation, &path, &body).await;
@@ -350,7 +387,7 @@ async fn every_post_honours_an_idempotency_key() {
 
 #[tokio::test]
 async fn only_staff_with_a_second_factor_administrate() {
-    let app = TestApp::shared();
+    let (app, stripe) = TestApp::paying();
     let staff = app.superuser().await;
     let unguarded = app.superuser().await;
     app.sql(&format!("update platform.users set mfa_enabled_at = null where id = '{}'", unguarded.id)).await;
@@ -358,7 +395,7 @@ async fn only_staff_with_a_second_factor_administrate() {
     for operation in operations().iter().filter(|operation| operation.needs == "superuser") {
         tried += 1;
         let team = big_team(&app).await;
-        let (path, body) = target(&team, operation, &team.founder).await;
+        let (path, body) = target((&team, &stripe), operation, &team.founder).await;
         send(&team.owner, operation, &path, &body).await.refused(403, "PERMISSION_DENIED");
         send(&unguarded.client, operation, &path, &body).await.refused(401, "MFA_REQUIRED");
         let answer = send(&staff.client, operation, &path, &body).await;
@@ -371,7 +408,7 @@ async fn only_staff_with_a_second_factor_administrate() {
 /// A key with one scope does what the scope says, and nothing else.
 #[tokio::test]
 async fn each_scope_of_an_api_key_opens_what_it_says() {
-    let app = TestApp::shared();
+    let (app, stripe) = TestApp::paying();
     for scope in Permission::ALL.iter().filter(|permission| permission.is_scope()) {
         let team = big_team(&app).await;
         let new = json!({"name": "Probe", "scopes": [scope]});
@@ -381,9 +418,10 @@ async fn each_scope_of_an_api_key_opens_what_it_says() {
             let Some(permission) = operation.permission() else { continue };
             // One organization for each scope: what a scope opens may use the target up.
             let opened = permission == *scope
-                || (scope.name().ends_with(":write") && permission.name() == format!("{scope}_own"));
+                || (scope.name().ends_with(":write") && permission.name() == format!("{scope}_own"))
+                || (*scope == Permission::BillingManage && permission == Permission::BillingRead);
             if opened {
-                let (path, body) = target(&team, &operation, &team.founder).await;
+                let (path, body) = target((&team, &stripe), &operation, &team.founder).await;
                 let answer = send(&client, &operation, &path, &body).await;
                 let status = answer.status.as_u16();
                 assert!(
@@ -414,8 +452,12 @@ async fn each_scope_of_an_api_key_opens_what_it_says() {
 #[tokio::test]
 async fn every_change_of_an_organization_is_told() {
     // They change what is the caller's own and nobody else's.
-    let personal = |operation: &Operation| operation.permission() == Some(Permission::NotificationsRead);
-    let app = TestApp::shared();
+    let personal = |operation: &Operation| {
+        operation.permission() == Some(Permission::NotificationsRead)
+            // They open a page elsewhere; what happens there is told when it happens.
+            || ["start_checkout", "open_billing_portal"].contains(&operation.id.as_str())
+    };
+    let (app, stripe) = TestApp::paying();
     let catalogue = app.anonymous().get("/webhook-events").await.expect(200);
     let mut seen = std::collections::BTreeSet::new();
     let mut wrong = Vec::new();
@@ -426,7 +468,7 @@ async fn every_change_of_an_organization_is_told() {
         }
         tried += 1;
         let team = big_team(&app).await;
-        let (path, body) = target(&team, &operation, &team.founder).await;
+        let (path, body) = target((&team, &stripe), &operation, &team.founder).await;
         let schema = app
             .texts(&format!(
                 "select 'tenant_' || replace(schema_id::text, '-', '') from platform.organizations where id = '{}'",
@@ -484,14 +526,15 @@ async fn every_change_of_an_organization_is_told() {
 #[tokio::test]
 async fn every_change_of_an_account_is_recorded() {
     // Of its own: what others change at the same time would be taken for what is looked for.
-    let app = TestApp::with(|_| {});
+    let stripe = Stripe::start();
+    let app = TestApp::with(|config| stripe.configure(config));
     let mut silent = Vec::new();
     for operation in operations() {
         if operation.method == Method::GET || operation.needs != "authenticated" {
             continue;
         }
         let team = big_team(&app).await;
-        let (path, body) = target(&team, &operation, &team.founder).await;
+        let (path, body) = target((&team, &stripe), &operation, &team.founder).await;
         let count = format!(
             "select (select count(*) from platform.security_events) + (select count(*) from platform.outbox) \
              + coalesce((select sum(position) from platform.event_heads), 0)::bigint \
@@ -509,3 +552,60 @@ async fn every_change_of_an_account_is_recorded() {
     silent.retain(|id| !known.contains(&id.as_str()));
     assert_eq!(silent, Vec::<String>::new());
 }
+
+/// In an organization that owes a payment for too long nothing is changed but what its document promises.
+#[tokio::test]
+async fn whoever_owes_reads_and_shuts_out_and_changes_nothing_else() {
+    let (app, stripe) = TestApp::paying();
+    let mut went_through = Vec::new();
+    for operation in operations() {
+        let Some(permission) = operation.permission() else { continue };
+        let team = big_team(&app).await;
+        let (path, body) = target((&team, &stripe), &operation, &team.founder).await;
+        let owes = "update platform.subscriptions set plan_override = null, read_only_from = now() - interval '1 day'";
+        app.sql(&format!("{owes} where organization_id = '{}'", team.id)).await;
+        app.app.directory.forget(team.id.parse().unwrap());
+        let answer = send(&team.owner, &operation, &path, &body).await;
+        if operation.method == Method::GET {
+            assert_ne!(answer.status, 402, "{}: {}", operation.id, answer.text);
+        } else if answer.status != 402 {
+            went_through.push(format!("{} {}", permission, operation.id));
+        } else {
+            let error = answer.refused(402, "PAYMENT_REQUIRED");
+            assert!(error["details"]["pay_at"].is_string(), "{error}");
+        }
+    }
+    went_through.sort();
+    assert_eq!(went_through, MAY_GO_ON);
+}
+
+/// What is changed all the same: to pay, to go, to shut out, and what is one's own.
+const MAY_GO_ON: &[&str] = &[
+    "api_keys:manage revoke_api_key",
+    "billing:manage cancel_subscription",
+    "billing:manage downgrade_subscription",
+    "billing:manage open_billing_portal",
+    "billing:manage reactivate_subscription",
+    "billing:manage start_checkout",
+    "billing:manage start_trial",
+    "billing:manage upgrade_subscription",
+    "members:invite revoke_invitation",
+    "members:manage remove_member",
+    "members:manage update_member",
+    "notifications:read confirm_sms_number",
+    "notifications:read create_push_subscription",
+    "notifications:read create_realtime_ticket",
+    "notifications:read delete_notification",
+    "notifications:read delete_push_subscription",
+    "notifications:read read_all_notifications",
+    "notifications:read read_notification",
+    "notifications:read remove_sms_number",
+    "notifications:read set_notification_preferences",
+    "notifications:read update_notification_settings",
+    "organization:delete delete_organization",
+    "organization:delete restore_organization",
+    "organization:leave leave_organization",
+    "organization:transfer transfer_organization",
+    "settings:manage remove_domain",
+    "webhooks:manage delete_webhook",
+];

@@ -113,9 +113,9 @@ async fn features_are_on_for_whom_staff_say() {
     assert_eq!((on(&team.owner).await, on(&rival.owner).await), (json!(true), json!(false)));
     put(&staff.client, &flag, json!({"enabled": true, "roles": ["viewer"]})).await.expect(200);
     assert_eq!((on(&team.owner).await, on(&viewer.client).await), (json!(false), json!(true)));
-    put(&staff.client, &flag, json!({"enabled": true, "plans": ["enterprise"]})).await.expect(200);
+    put(&staff.client, &flag, json!({"enabled": true, "plans": ["professional"]})).await.expect(200);
     assert_eq!(on(&team.owner).await, json!(false));
-    rival.plan("enterprise").await;
+    rival.plan("professional").await;
     within_a_second("the plan is known", || async { on(&rival.owner).await == json!(true) }).await;
     let seen = put(&staff.client, &flag, json!({"enabled": false})).await;
     let stale = staff.client.header("if-match", "\"v1\"");

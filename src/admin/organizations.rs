@@ -13,9 +13,9 @@ use uuid::Uuid;
 use crate::{
     accounts::security_events::{self, About, SecurityEventType},
     api::Tag,
-    audit::{self, Changes},
+    audit::{self, Actor, Changes},
     auth::{Access, Permission, Superuser, permissions::known, withdraw},
-    billing::Plan,
+    billing::{Plan, override_plan},
     db::{Row, Select, TenantTx, Tx},
     error::{Error, Result},
     events::{self, EventType},
@@ -81,17 +81,17 @@ impl Example for Suspension {
     }
 }
 
-/// The plan to be, whatever is paid for.
+/// The plan to be, whatever is paid for; null gives back the one that is.
 #[derive(Debug, Deserialize, Object)]
 #[serde(deny_unknown_fields)]
 #[oai(deny_unknown_fields, example)]
 pub struct PlanOverride {
-    pub plan: Plan,
+    pub plan: Option<Plan>,
 }
 
 impl Example for PlanOverride {
     fn example() -> Self {
-        Self { plan: Plan::Enterprise }
+        Self { plan: Some(Plan::Enterprise) }
     }
 }
 
@@ -210,14 +210,8 @@ impl AdminOrganizationsApi {
     ) -> Result<Single<AdminOrganization>> {
         let house = House::open(&who, organization_id.0).await?;
         expected.check(house.before.version)?;
-        house
-            .tx
-            .execute(
-                "update platform.organizations set plan = $2, version = version + 1, updated_at = $3 where id = $1",
-                &[&house.before.id, &to.0.plan, &who.0.app.clock.now()],
-            )
-            .await?;
-        house.close(&who, EventType::OrganizationPlanChanged).await
+        override_plan(&house.tx, &who.0.app, &Actor::from(&who), to.0.plan).await?;
+        house.close(&who, "organization.plan_set", None).await
     }
 
     /// List API keys that work, of all organizations or of one.
@@ -289,19 +283,27 @@ impl House {
         Ok(Self { tx, before })
     }
 
-    /// Records what was done in both logs, and commits.
-    async fn close(self, who: &Superuser, what: EventType) -> Result<Single<AdminOrganization>> {
+    /// Records what was done in both logs, and commits. Without an `event` the organization was told
+    /// already.
+    async fn close(
+        self,
+        who: &Superuser,
+        what: &str,
+        event: Option<EventType>,
+    ) -> Result<Single<AdminOrganization>> {
         let Self { tx, before } = self;
         let app = &*who.0.app;
         let after = find(&tx, before.id).await?;
         let organization = Some(after.id);
         let changes = Changes::between(&before, &after);
-        audit::record_platform(&tx, app, who, what.name(), organization, organization, &changes).await?;
+        audit::record_platform(&tx, app, who, what, organization, organization, &changes).await?;
         // The organization reads its own log; why it was suspended is for staff.
         let shown = |seen: &AdminOrganization| json!({"plan": seen.plan, "status": seen.status});
-        let changes = Changes::between(&shown(&before), &shown(&after));
-        events::record(&tx, app, who, what, after.id, changes).await?;
-        withdraw(&tx, app, Access::Organization { organization: after.id }, what.name()).await?;
+        if let Some(event) = event {
+            let changes = Changes::between(&shown(&before), &shown(&after));
+            events::record(&tx, app, who, event, after.id, changes).await?;
+        }
+        withdraw(&tx, app, Access::Organization { organization: after.id }, what).await?;
         tx.commit().await?;
         app.directory.forget(after.id);
         Ok(Single(after))
@@ -326,15 +328,11 @@ async fn set_status(
             &[&id, &status, &reason, &who.0.app.clock.now()],
         )
         .await?;
-    house
-        .close(
-            who,
-            match status {
-                OrganizationStatus::Suspended => EventType::OrganizationSuspended,
-                OrganizationStatus::Active => EventType::OrganizationResumed,
-            },
-        )
-        .await
+    let what = match status {
+        OrganizationStatus::Suspended => EventType::OrganizationSuspended,
+        OrganizationStatus::Active => EventType::OrganizationResumed,
+    };
+    house.close(who, what.name(), Some(what)).await
 }
 
 const COLUMNS: &str = "o.id, o.slug, o.name, o.plan, o.status, o.suspended_because, \

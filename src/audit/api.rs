@@ -14,6 +14,7 @@ use super::ActorKind;
 use crate::{
     api::Tag,
     auth::{Can, permissions::AuditRead},
+    billing::{Feature, plans},
     db::{Row, Select},
     error::Result,
     http::{Json, JsonLines},
@@ -202,6 +203,7 @@ impl AuditApi {
         from: Query<Option<DateTime<Utc>>>,
         to: Query<Option<DateTime<Utc>>>,
     ) -> Result<JsonLines<AuditEntry>> {
+        plans::require(&who, Feature::AuditExport).await?;
         let filter =
             Filter { actor: actor_id.0, action: action.0, resource: resource_id.0, from: from.0, to: to.0 };
         let tenant = who.tenant.clone();

@@ -25,6 +25,7 @@ use crate::{
     api::{API_KEY, BEARER, PUBLIC, SUPERUSER},
     app::App,
     audit::{self, Changes},
+    billing::{Plan, Resource, Use, check_writable, limits},
     db::TenantTx,
     error::{Code, Error, Result},
     http::{RequestId, Verdicts, client_address},
@@ -479,7 +480,14 @@ impl Member {
         match outcome {
             Ok((member, limits)) => {
                 if counting == Counting::Yes {
-                    origin.limit(app, &limits).await?;
+                    // What programs have used up must not use up what people have together.
+                    let used_up = member.used_up();
+                    let limits = if used_up.is_some() { &limits[..1] } else { &limits[..] };
+                    origin.limit(app, limits).await?;
+                    if let Some(refusal) = used_up {
+                        return Err(refusal);
+                    }
+                    member.count(request);
                 }
                 Ok(member)
             }
@@ -490,6 +498,26 @@ impl Member {
                 Err(error)
             }
         }
+    }
+
+    /// The refusal where a program asks for more than the plan allows it in a month. What is known of that
+    /// is as old as the last flush of the meter.
+    fn used_up(&self) -> Option<Error> {
+        let (limit, now) = (self.tenant.api_calls().filter(|_| self.key.is_some())?, self.app.clock.now());
+        let used = self.app.meter.calls(self.tenant.id(), now).filter(|used| *used >= limit)?;
+        let there = Use { resource: Resource::ApiCalls, used, limit: Some(limit) };
+        let plan = self.tenant.plan();
+        let larger = Plan::ALL.iter().copied().find(|larger| *larger > plan);
+        Some(limits::reached(&self.app, &there, limit, plan, larger))
+    }
+
+    /// Counts the request.
+    fn count(&self, request: &Request) {
+        let path = request.original_uri().path();
+        let path = path.strip_prefix("/api/v1").unwrap_or(path).trim_start_matches('/');
+        let group = path.split('/').next().unwrap_or_default();
+        let (key, now) = (self.key.map(|key| key.id), self.app.clock.now());
+        self.app.meter.count(self.tenant.id(), key, group, now);
     }
 
     /// The member behind the credentials, and the limits that they come under.
@@ -532,11 +560,29 @@ impl Member {
                 None => format!("This needs the permission {asked}, which your role {role} does not have."),
             }));
         }
+        if !goes_on_unpaid(request.method(), asked) {
+            check_writable(app, tenant)?;
+        }
         let limits = found.limits(app);
         let Found { user_id, session, key, tenant, .. } = found;
         let (app, key, origin) = (app.clone(), key.map(|(key, _)| key), origin.clone());
         Ok((Self { app, user_id, session, key, role, permissions, tenant, origin }, limits))
     }
+}
+
+/// What goes on in an organization that owes a payment: to read, to pay or make somebody else who can, to
+/// go, and to shut out.
+fn goes_on_unpaid(method: &Method, asked: Option<Permission>) -> bool {
+    use Permission as P;
+    let shuts_out = *method == Method::DELETE;
+    let reads = matches!(*method, Method::GET | Method::HEAD);
+    reads
+        || asked.is_some_and(|asked| match asked {
+            P::BillingManage | P::MembersManage => true,
+            P::OrganizationDelete | P::OrganizationLeave | P::OrganizationTransfer => true,
+            P::ApiKeysManage | P::MembersInvite | P::WebhooksManage | P::SettingsManage => shuts_out,
+            other => other.as_ref().ends_with(":read"),
+        })
 }
 
 fn register_key(registry: &mut Registry) {

@@ -68,6 +68,8 @@ permissions! {
     MembersInvite = "members:invite": Owner Admin Manager;
     /// Change roles, deactivate and remove.
     MembersManage = "members:manage": Owner Admin;
+    /// See the plan, what is used of it, and invoices.
+    BillingRead = "billing:read": Owner Admin;
     /// Plans, payment and invoices.
     BillingManage = "billing:manage": Owner;
     /// Connections to other systems.
@@ -95,8 +97,11 @@ permissions! {
 }
 
 impl Permission {
-    /// `x:write` includes `x:write_own`.
+    /// `x:write` includes `x:write_own`, and who pays sees what.
     fn includes(self) -> Option<Permission> {
+        if self == Permission::BillingManage {
+            return Some(Permission::BillingRead);
+        }
         self.as_ref().strip_suffix(":write").and_then(|resource| format!("{resource}:write_own").parse().ok())
     }
 }

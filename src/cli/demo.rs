@@ -12,6 +12,7 @@ use crate::{
     app::App,
     audit::Actor,
     auth::{Member, Origin, Role},
+    billing::{self, Plan},
     organizations::{self, NewOrganization, members},
     tenancy::fleet,
     types::{Email, Money, example},
@@ -206,8 +207,7 @@ async fn load_one(app: &Arc<App>, demo: &Organization, hash: &str) -> crate::err
     // A team that is past its first day: addresses confirmed, room to invite more.
     tx.execute("update platform.users set email_verified_at = $2 where id = any ($1)", &[&people, &now])
         .await?;
-    let sql = "update platform.organizations set plan = 'professional' where id = $1";
-    tx.execute(sql, &[&tenant.id()]).await?;
+    billing::override_plan(&tx, app, &Actor::system(), Some(Plan::Professional)).await?;
     let manager = Member {
         session: None,
         app: app.clone(),

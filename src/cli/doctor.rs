@@ -3,7 +3,7 @@
 use std::net::TcpListener;
 
 use super::postgres;
-use crate::{app::App, clock::Clock, config::Config, db, db::migrations, tenancy::fleet};
+use crate::{app::App, billing::setup, clock::Clock, config::Config, db, db::migrations, tenancy::fleet};
 
 /// What was found, in order.
 #[derive(Default)]
@@ -143,6 +143,18 @@ async fn look_at_database(findings: &mut Findings, app: &App, place: &str) -> cr
         n => findings.problem(format!("{n} modules of tenant schemas are behind"), "run `rowhouse migrate`"),
     }
     drop(tx);
+    match (&app.stripe, setup::complaints(app).await) {
+        (None, _) => findings.note("no STRIPE_SECRET_KEY: nobody can pay for a plan"),
+        (Some(_), Ok(complaints)) if complaints.is_empty() => {
+            findings.good("Stripe answers, and charges what the plans show");
+        }
+        (Some(_), Ok(complaints)) => complaints.iter().for_each(|complaint| {
+            findings.problem(complaint, "see `rowhouse stripe setup` and docs/billing.md")
+        }),
+        (Some(_), Err(error)) => {
+            findings.problem(format!("Stripe: {error:#}"), "check STRIPE_SECRET_KEY and the way to Stripe");
+        }
+    }
     match app.keys.read().await {
         Ok(0) => findings.good("no signing key yet; the first start makes one"),
         Ok(_) => findings.good("signing keys can be opened"),

@@ -9,6 +9,7 @@ mod openapi;
 pub mod postgres;
 mod schedule;
 mod serve;
+mod stripe;
 mod tenant;
 mod user;
 
@@ -40,6 +41,9 @@ enum Command {
     /// See what is done by the clock.
     #[command(subcommand)]
     Schedule(schedule::Command),
+    /// Set up payments.
+    #[command(subcommand)]
+    Stripe(stripe::Command),
     /// Start a private Postgres, migrations, demo data and the service, for development.
     Dev(dev::Args),
     /// Bring the platform schema, then every tenant schema, up to this version.
@@ -67,6 +71,7 @@ pub fn run() -> anyhow::Result<()> {
             Command::Serve(args) => serve::run(args).await,
             Command::Worker => serve::work().await,
             Command::Schedule(command) => schedule::run(command).await,
+            Command::Stripe(command) => stripe::run(command).await,
             Command::Dev(args) => dev::run(args).await,
             Command::Migrate(args) => migrate::run(args).await,
             Command::Tenant(command) => tenant::run(command).await,

@@ -61,6 +61,34 @@ catalogue! {
     /// The organization is on another plan.
     OrganizationPlanChanged = "organization.plan_changed", "Plan changed", OrganizationRead,
         json!({"plan": "professional", "status": "active"});
+    /// The subscription is in another state, on another plan, or ends at another time.
+    SubscriptionUpdated = "subscription.updated", "Subscription updated", BillingRead,
+        json!({"state": "active", "plan": "starter", "access": "full", "price": {"amount": "49.00", "currency": "SGD"},
+            "period_start": TIME, "period_end": TIME, "trial_started_at": null, "trial_ends_at": null,
+            "cancel_at_period_end": false, "past_due_since": null, "read_only_from": null});
+    /// The trial ends in three days.
+    SubscriptionTrialEnding = "subscription.trial_ending", "Trial ending", BillingRead,
+        json!({"plan": "starter", "trial_ends_at": TIME, "goes_on": false});
+    /// An invoice is to be paid.
+    InvoiceFinalized = "invoice.finalized", "Invoice finalized", BillingRead, invoice("open", 0);
+    /// An invoice was paid.
+    InvoicePaid = "invoice.paid", "Invoice paid", BillingRead, invoice("paid", 1);
+    /// The payment of an invoice failed.
+    InvoicePaymentFailed = "invoice.payment_failed", "Payment failed", BillingRead, invoice("open", 1);
+    /// Money that was paid went back.
+    PaymentRefunded = "payment.refunded", "Payment refunded", BillingRead,
+        json!({"id": "ch_1", "charge_id": "ch_1", "amount": {"amount": "49.00", "currency": "SGD"}, "reason": null,
+            "status": "full"});
+    /// A payment is contested, or its dispute came further.
+    PaymentDisputed = "payment.disputed", "Payment disputed", BillingRead,
+        json!({"id": "du_1", "charge_id": "ch_1", "amount": {"amount": "49.00", "currency": "SGD"},
+            "reason": "fraudulent", "status": "needs_response"});
+    /// Four fifths of something that the plan limits are used; told once a month.
+    LimitApproached = "limit.approached", "Limit approached", BillingRead,
+        json!({"resource": "users", "used": 8, "limit": 10, "plan": "starter", "percent": 80});
+    /// All of something that the plan limits is used; told once a month.
+    LimitReached = "limit.reached", "Limit reached", BillingRead,
+        json!({"resource": "users", "used": 10, "limit": 10, "plan": "starter", "percent": 100});
     /// The settings of the organization changed.
     SettingsUpdated = "settings.updated", "Settings updated", OrganizationRead,
         json!({"default_currency": "SGD", "week_starts_on": "monday", "date_format": "iso"});
@@ -137,6 +165,13 @@ fn organization() -> Value {
     json!({"id": ID, "name": "Acme", "slug": "acme", "description": null, "industry": "Food", "size_range": "11-50",
         "country_code": "SG", "timezone": "Asia/Singapore", "logo_url": null, "plan": "free", "status": "active",
         "require_mfa": false, "created_at": TIME, "updated_at": TIME, "deleted_at": null})
+}
+
+fn invoice(status: &str, attempts: i64) -> Value {
+    let paid = if status == "paid" { "49.00" } else { "0.00" };
+    json!({"invoice_id": "in_1", "number": "ACME-0007", "status": status,
+        "total": {"amount": "49.00", "currency": "SGD"}, "amount_paid": {"amount": paid, "currency": "SGD"},
+        "amount_due": {"amount": "49.00", "currency": "SGD"}, "attempts": attempts})
 }
 
 fn invitation() -> Value {

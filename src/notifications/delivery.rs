@@ -10,7 +10,10 @@ use super::{
     open_tenant,
     people::{self, Wishes},
 };
-use crate::jobs::{self, Policy, Running, Terms, Work};
+use crate::{
+    billing::Feature,
+    jobs::{self, Policy, Running, Terms, Work},
+};
 
 /// Sends a notification, unless it was read meanwhile or is not wanted any more. In quiet hours it
 /// waits for their end.
@@ -42,7 +45,8 @@ impl Work for DeliverNotification {
         let kind = row.try_get("kind")?;
         let wishes = Wishes::of(&tx, &[user]).await?;
         let Some(channel) = app.channels.of(self.channel) else { return Ok(()) };
-        if !wishes.reaches(app, &person, kind, self.channel) {
+        let paid_for = self.channel != ChannelKind::Sms || tenant.has(Feature::Sms);
+        if !paid_for || !wishes.reaches(app, &person, kind, self.channel) {
             return Ok(());
         }
         if let Some(end) = wishes.quiet_until(&person, app.clock.now()) {

@@ -30,6 +30,16 @@ text_enum! {
         ApiKeyLeaked = "api_key_leaked",
         /// The organization is on another plan.
         PlanChanged = "plan_changed",
+        /// The trial of a plan ends soon.
+        TrialEnding = "trial_ending",
+        /// A payment failed.
+        PaymentFailed = "payment_failed",
+        /// A payment is contested.
+        PaymentDisputed = "payment_disputed",
+        /// Most of what the plan allows of something is used.
+        LimitApproached = "limit_approached",
+        /// All of what the plan allows of something is used.
+        LimitReached = "limit_reached",
         /// What happened in a week.
         WeeklyReport = "weekly_report",
     }
@@ -45,6 +55,11 @@ impl NoticeKind {
             Self::WebhookDisabled => Permission::WebhooksManage,
             Self::ApiKeyLeaked => Permission::ApiKeysManage,
             Self::PlanChanged => Permission::OrganizationRead,
+            Self::TrialEnding
+            | Self::PaymentFailed
+            | Self::PaymentDisputed
+            | Self::LimitApproached
+            | Self::LimitReached => Permission::BillingRead,
             Self::WeeklyReport => Permission::AnalyticsRead,
         }
     }
@@ -165,6 +180,12 @@ mod tests {
             "because",
             "source",
             "plan",
+            "date",
+            "then",
+            "amount",
+            "resource",
+            "used",
+            "limit",
             "summary",
         ];
         let fields = names.iter().map(|name| (name.to_string(), "{{ boom }}".to_owned())).collect();

@@ -14,6 +14,7 @@ use crate::{
     api::Tag,
     app::App,
     auth::{Can, Member, permissions::NotificationsRead, sealing::random},
+    billing::{Feature, check_writable, plans},
     error::{Error, Result},
     http::{Accepted, Body, IfMatch, NoContent},
     jobs::{self, Running, Work},
@@ -64,6 +65,8 @@ impl NotificationNumbersApi {
     async fn set_number(&self, who: Can<NotificationsRead>, new: Body<SmsNumber>) -> Result<Accepted> {
         let app = &*who.app;
         sms(app)?;
+        plans::require(&who, Feature::Sms).await?;
+        check_writable(app, &who.tenant)?;
         let (number, rate) = (new.0.number, app.config.limits.sms_codes);
         // By number too: many accounts together must not pester one telephone.
         let asks = [who.user_id.to_string(), number.to_string()];

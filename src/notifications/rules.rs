@@ -1,5 +1,7 @@
 //! What the platform has to tell of its own events.
 
+use serde_json::Value;
+
 use super::notices::{Notice, NoticeKind, text_of};
 use crate::{
     auth::Permission,
@@ -33,7 +35,54 @@ pub fn notices(event: &Event) -> Vec<Notice> {
         }
         EventType::OrganizationPlanChanged => holders(NoticeKind::PlanChanged, Permission::BillingManage)
             .map(|notice| notice.with("plan", text_of(event, "plan"))),
+        EventType::SubscriptionTrialEnding => {
+            let date = text_of(event, "trial_ends_at").split('T').next().unwrap_or_default().to_owned();
+            let then = match event.data["goes_on"] == true {
+                true => "From then on it is paid for, as chosen at the checkout.",
+                false => {
+                    "Begin to pay to keep it; otherwise the plan is free after that, and nothing is lost."
+                }
+            };
+            holders(NoticeKind::TrialEnding, Permission::BillingRead).map(|notice| {
+                notice.with("plan", text_of(event, "plan")).with("date", &date).with("then", then)
+            })
+        }
+        EventType::InvoicePaymentFailed => holders(NoticeKind::PaymentFailed, Permission::BillingRead)
+            .map(|notice| notice.with("amount", &money(&event.data["amount_due"]))),
+        EventType::PaymentDisputed => {
+            holders(NoticeKind::PaymentDisputed, Permission::BillingRead).map(|notice| {
+                notice.with("amount", &money(&event.data["amount"])).with("because", text_of(event, "reason"))
+            })
+        }
+        EventType::LimitApproached => limit(event, NoticeKind::LimitApproached),
+        EventType::LimitReached => limit(event, NoticeKind::LimitReached),
         _ => None,
     };
     notice.into_iter().collect()
+}
+
+fn limit(event: &Event, kind: NoticeKind) -> Option<Notice> {
+    let number = |field: &str| event.data[field].to_string();
+    let resource = match text_of(event, "resource") {
+        "api_calls" => "API calls of this month",
+        "storage" => "bytes of storage",
+        other => other,
+    };
+    let then = match text_of(event, "resource") {
+        "api_calls" => "More are refused until the next month begins or the plan is a larger one.",
+        _ => "More are refused until some are removed or the plan is a larger one.",
+    };
+    let notice = Notice::to_holders(kind, Permission::BillingRead)
+        .with("then", then)
+        .with("resource", resource)
+        .with("used", &number("used"))
+        .with("limit", &number("limit"))
+        .with("plan", text_of(event, "plan"));
+    Some(notice)
+}
+
+/// A sum as people write it.
+fn money(value: &Value) -> String {
+    let text = |field: &str| value[field].as_str().unwrap_or_default();
+    format!("{} {}", text("currency"), text("amount"))
 }

@@ -18,6 +18,7 @@ use crate::{
     app::App,
     audit::Changes,
     auth::{Can, keys::opaque_token, permissions::SettingsManage},
+    billing::{Feature, plans},
     db::{Row, Select, TenantTx},
     error::{Error, OnConstraint, Result},
     events::{self, EventType},
@@ -149,6 +150,7 @@ impl DomainsApi {
         if domain.as_ref() == base || domain.as_ref().ends_with(&format!(".{base}")) {
             return Err(Error::invalid("domain", format!("Names below {base} are the service's own.")));
         }
+        plans::require(&who, Feature::CustomDomains).await?;
         let now = who.app.clock.now();
         let organization = who.tenant.id();
         let tx = who.begin().await?;
@@ -209,6 +211,7 @@ impl DomainsApi {
         if domain.verified_at.is_some() {
             return Ok(Json(domain));
         }
+        plans::require(&who, Feature::CustomDomains).await?;
         let found = texts(app, &domain.record_name).await?;
         if !found.contains(&domain.record_value) {
             return Err(Error::conflict(format!(

@@ -19,7 +19,7 @@ use crate::{
         Can, Member, Permission, Public, Role, User, keys::opaque_token, permissions::MembersInvite,
         sealing::sha256,
     },
-    billing,
+    billing::{Resource, check_writable, limits},
     db::{PlatformTx, Row, Select, TenantTx, Tx},
     error::{Code, Error, OnConstraint, Result},
     events::{self, EventType},
@@ -192,7 +192,8 @@ impl InvitationsApi {
         limit(&who, &email).await?;
         let tx = who.begin().await?;
         must_be_verified(&tx, who.user_id).await?;
-        billing::reserve_user(&tx, organization, now).await?;
+        // Two invitations come one after the other, also on a plan without a limit.
+        super::lock(&tx, organization).await?;
         let there = tx
             .query_opt(
                 "select 1 from platform.organization_members m join platform.users u on u.id = m.user_id \
@@ -210,6 +211,7 @@ impl InvitationsApi {
             &[&organization, &email, &now],
         )
         .await?;
+        limits::reserve(&tx, app, Resource::Users, 1).await?;
         let (token, hash) = opaque_token("rhi")?;
         let invitation = Invitation {
             id: Uuid::now_v7(),
@@ -270,7 +272,7 @@ impl InvitationsApi {
         super::lock(&tx, who.tenant.id()).await?;
         let mut invitation = find_open(&tx, &who, invitation_id.0).await?;
         if invitation.state == InvitationState::Expired {
-            billing::reserve_user(&tx, who.tenant.id(), now).await?;
+            limits::reserve(&tx, app, Resource::Users, 1).await?;
         }
         if now - invitation.sent_at < TimeDelta::minutes(1) {
             return Err(Error::new(Code::RateLimit, "It was sent less than a minute ago.").retry_after(60));
@@ -526,7 +528,8 @@ pub async fn accept(
     if !inviter_may_still(&tx, tenant.id(), row.try_get("invited_by")?, role).await? {
         return Err(worthless());
     }
-    billing::reserve_user(&tx, tenant.id(), now).await?;
+    check_writable(app, tenant)?;
+    // The invitation holds a place already; its guest takes it over.
     members::insert(&tx, tenant.id(), user, role, now)
         .await
         .on_constraint("organization_members_pkey", || Error::conflict("You are a member already."))?;

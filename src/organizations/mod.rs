@@ -30,7 +30,7 @@ use crate::{
         sealing::{hex, random},
         withdraw,
     },
-    billing::Plan,
+    billing::{Plan, stop_billing},
     db::{Row, Select, TenantTx, Tx},
     error::{Code, Error, OnConstraint, Result},
     events::{self, EventType},
@@ -256,7 +256,7 @@ impl OrganizationsApi {
 
     /// Delete an organization.
     ///
-    /// Nobody can reach it any more. Its owner can restore it for 30 days.
+    /// Nobody can reach it any more, and nothing more is charged for it. Its owner can restore it for 30 days.
     #[oai(path = "/organizations/:organization_id", method = "delete", operation_id = "delete_organization")]
     async fn delete(
         &self,
@@ -274,6 +274,7 @@ impl OrganizationsApi {
         set_deleted(&tx, &who.app, organization.id, Some(who.app.clock.now())).await?;
         domains::release(&tx).await?;
         withdraw(&tx, &who.app, Access::Organization { organization: organization.id }, "deleted").await?;
+        stop_billing(&tx, &who.app).await?;
         events::record(
             &tx,
             &who.app,

@@ -18,6 +18,7 @@ use uuid::Uuid;
 
 use super::{Entry, Tenant};
 use crate::{
+    billing::{Feature, plans},
     db::{DIRECTORY, Db, Heard, Schema, TenantDoor, Tx},
     error::Result,
 };
@@ -31,6 +32,12 @@ const MAX_UNKNOWN: usize = 5_000;
 /// Tells every instance that something about an organization has changed; heard after commit.
 pub async fn changed(tx: &Tx, organization: Uuid) -> Result<()> {
     tx.query("select pg_notify($1, $2)", &[&DIRECTORY, &organization.to_string()]).await?;
+    Ok(())
+}
+
+/// The same of all organizations.
+pub async fn all_changed(tx: &Tx) -> Result<()> {
+    tx.query("select pg_notify($1, '*')", &[&DIRECTORY]).await?;
     Ok(())
 }
 
@@ -100,6 +107,11 @@ impl Directory {
         self.spare_taken.notify_one();
     }
 
+    /// The same when something about all organizations has changed.
+    pub fn forget_all(&self) {
+        self.cache.clear();
+    }
+
     /// Whether a name is somebody's, as far as that can be told without asking the database.
     pub(super) fn remembered(&self, key: &Key) -> Option<bool> {
         self.cache.get(key).map(|entry| entry.is_some())
@@ -120,8 +132,10 @@ impl Directory {
     }
 
     async fn load(&self, key: &Key) -> Result<Option<Entry>> {
-        const ENTRY: &str = "select o.id, o.schema_id, o.plan, o.require_mfa, o.status = 'suspended' as suspended, \
-             o.deleted_at is not null as deleted from platform.organizations o";
+        const ENTRY: &str = "select o.id, o.schema_id, o.plan, p.features, p.api_calls, s.read_only_from, \
+             o.require_mfa, o.status = 'suspended' as suspended, o.deleted_at is not null as deleted \
+             from platform.organizations o join platform.plans p on p.name = o.plan \
+             left join platform.subscriptions s on s.organization_id = o.id";
         let tx = self.db.begin().await?;
         let row = match key {
             Key::Id(id) => tx.query_opt(&format!("{ENTRY} where o.id = $1"), &[id]).await?,
@@ -129,9 +143,9 @@ impl Directory {
             Key::Domain(domain) => {
                 let by_domain = format!(
                     "{ENTRY} join platform.organization_domains d on d.organization_id = o.id \
-                     where d.domain = $1 and d.verified_at is not null"
+                     where d.domain = $1 and d.verified_at is not null and $2 = any (p.features)"
                 );
-                tx.query_opt(&by_domain, &[domain]).await?
+                tx.query_opt(&by_domain, &[domain, &Feature::CustomDomains]).await?
             }
         };
         row.map(|row| {
@@ -139,6 +153,9 @@ impl Directory {
                 id: row.try_get("id")?,
                 schema: Schema::new(row.try_get("schema_id")?),
                 plan: row.try_get("plan")?,
+                features: plans::features(&row.try_get::<_, Vec<String>>("features")?),
+                api_calls: row.try_get("api_calls")?,
+                read_only_from: row.try_get("read_only_from")?,
                 requires_mfa: row.try_get("require_mfa")?,
                 suspended: row.try_get("suspended")?,
                 deleted: row.try_get("deleted")?,

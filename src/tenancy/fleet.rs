@@ -42,8 +42,17 @@ pub async fn begin_new_tenant(db: &Db, directory: &Directory) -> Result<(TenantT
     let id = Uuid::now_v7();
     let (tx, schema) = begin_with_schema(db, directory).await?;
     let tx = directory.door.enter(tx, schema, id).await?;
-    let (plan, requires_mfa) = (Plan::Free, false);
-    let entry = Entry { id, schema, plan, requires_mfa, suspended: false, deleted: false };
+    let entry = Entry {
+        id,
+        schema,
+        plan: Plan::Free,
+        features: Vec::new(),
+        api_calls: None,
+        read_only_from: None,
+        requires_mfa: false,
+        suspended: false,
+        deleted: false,
+    };
     Ok((tx, Tenant { entry: Arc::new(entry), door: directory.door.clone() }))
 }
 

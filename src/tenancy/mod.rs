@@ -9,13 +9,14 @@ mod resolve;
 
 use std::sync::Arc;
 
+use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-pub use directory::{Directory, changed};
+pub use directory::{Directory, all_changed, changed};
 pub use resolve::{RESERVED, is_domain, resolve};
 
 use crate::{
-    billing::Plan,
+    billing::{Feature, Plan},
     db::{PlatformTx, Schema, TenantDoor, TenantTx},
     error::{Code, Error, Result},
 };
@@ -33,6 +34,9 @@ struct Entry {
     id: Uuid,
     schema: Schema,
     plan: Plan,
+    features: Vec<Feature>,
+    api_calls: Option<i64>,
+    read_only_from: Option<DateTime<Utc>>,
     requires_mfa: bool,
     suspended: bool,
     deleted: bool,
@@ -45,6 +49,26 @@ impl Tenant {
 
     pub fn plan(&self) -> Plan {
         self.entry.plan
+    }
+
+    /// Whether the plan brings a feature.
+    pub fn has(&self, feature: Feature) -> bool {
+        self.entry.features.contains(&feature)
+    }
+
+    /// What the plan brings beside its limits.
+    pub fn features(&self) -> &[Feature] {
+        &self.entry.features
+    }
+
+    /// Requests with API keys that the plan allows in a month; `None` is no limit.
+    pub fn api_calls(&self) -> Option<i64> {
+        self.entry.api_calls
+    }
+
+    /// From when on only reading is allowed, as a payment is owed.
+    pub fn read_only_from(&self) -> Option<DateTime<Utc>> {
+        self.entry.read_only_from
     }
 
     /// Whether members need a second factor.

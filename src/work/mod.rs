@@ -1,5 +1,6 @@
 //! Work: what a team works towards, and what there is to do for it.
 
+pub mod figures;
 pub mod notices;
 pub mod projects;
 pub mod tasks;

@@ -19,6 +19,7 @@ use crate::{
         permissions::{ProjectsRead, ProjectsWriteOwn},
         sealing::{hex, random},
     },
+    billing::{Resource, limits},
     db::{Row, Select, TenantTx},
     error::{Error, OnConstraint, Result},
     events::{self, EventType},
@@ -288,6 +289,9 @@ fn may_write(who: &Member, owner: Uuid) -> Result<()> {
     Err(Error::denied("This is not your project. Its owner or a manager can change it."))
 }
 
+/// How many there are.
+pub const COUNT: &str = "(select count(*) from projects)";
+
 const COLUMNS: &str = "id, name, slug, description, status, priority, owner_id, created_by, start_date, end_date, \
      budget_amount, budget_currency, progress::float8 as progress, version, created_at, updated_at, \
      array(select m.user_id from project_members m where m.project_id = projects.id order by m.user_id) as member_ids";
@@ -364,6 +368,7 @@ pub async fn insert(tx: &TenantTx, who: &Member, new: NewProject) -> Result<Proj
     };
     may_write(who, project.owner_id)?;
     check(tx, &mut project, &[]).await?;
+    limits::reserve(tx, &who.app, Resource::Projects, 1).await?;
     let (amount, currency) = budget_columns(&project);
     loop {
         let inserted = tx

@@ -4,6 +4,7 @@ pub mod dns;
 pub mod receiver;
 pub mod smtp;
 pub mod stand_in;
+pub mod stripe;
 
 use std::{
     net::SocketAddr,
@@ -52,6 +53,13 @@ static DNS: LazyLock<SocketAddr> = LazyLock::new(|| on_the_servers_runtime(dns::
 /// What is in place of Twilio and of push services.
 static STAND_IN: LazyLock<SocketAddr> = LazyLock::new(|| on_the_servers_runtime(stand_in::serve()));
 
+/// A server on which one can pay, and what is in place of Stripe.
+static PAYING: LazyLock<(TestApp, stripe::Stripe)> = LazyLock::new(|| {
+    let stripe = stripe::Stripe::start();
+    let configured = stripe.clone();
+    (on_the_servers_runtime(TestApp::start_with(move |config| configured.configure(config))), stripe)
+});
+
 static SHARED: LazyLock<TestApp> = LazyLock::new(|| on_the_servers_runtime(TestApp::start_with(|_| {})));
 
 /// Starts what every server needs; not from within the runtime that it is started on.
@@ -94,6 +102,13 @@ impl TestApp {
         ready();
         // A client belongs to the runtime of the test that uses it.
         Self { http: client(), ..SHARED.clone() }
+    }
+
+    /// The server that tests share on which one can pay, and its Stripe.
+    pub fn paying() -> (Self, stripe::Stripe) {
+        ready();
+        let (app, stripe) = PAYING.clone();
+        (Self { http: client(), ..app }, stripe)
     }
 
     /// A server with a database and a configuration of its own.
@@ -175,13 +190,16 @@ impl TestApp {
         self.verify(&owner).await;
         let (id, slug) =
             (owner.organization["id"].as_str().unwrap(), owner.organization["slug"].as_str().unwrap());
-        Team {
+        let team = Team {
             app: self.clone(),
             id: id.into(),
             slug: slug.into(),
             owner: owner.client.within(id),
             founder: owner,
-        }
+        };
+        // Limits are in the way of few tests only; those ask for a plan.
+        team.plan("enterprise").await;
+        team
     }
 
     /// As if the mail had been answered.
@@ -332,15 +350,40 @@ impl Team {
             .await;
     }
 
-    /// Puts the organization on a plan.
+    /// Puts the organization on a plan as staff do; on free as it was at first.
     pub async fn plan(&self, plan: &str) {
+        let (id, given) = (&self.id, if plan == "free" { "null".into() } else { format!("'{plan}'") });
         self.app
             .sql(&format!(
-                "with changed as (update platform.organizations set plan = '{plan}' where id = '{}' returning id) \
-                 select pg_notify('rowhouse_directory', id::text) from changed",
-                self.id
+                "with given as (insert into platform.subscriptions (organization_id, plan_override, updated_at) \
+                   values ('{id}', {given}, now()) \
+                   on conflict (organization_id) do update set plan_override = excluded.plan_override), \
+                 changed as (update platform.organizations set plan = '{plan}' where id = '{id}' returning id) \
+                 select pg_notify('rowhouse_directory', id::text) from changed"
             ))
             .await;
+        self.app.app.directory.forget(id.parse().unwrap());
+    }
+
+    /// Pays for a plan at Stripe, unless there is a subscription already.
+    pub async fn subscribe(&self, stripe: &stripe::Stripe, plan: &str) {
+        let current = || async { self.owner.get("/subscriptions/current").await.expect(200) };
+        if current().await["state"] != "free" {
+            return;
+        }
+        let page = self.owner.post("/subscriptions/checkout", json!({"plan": plan})).await.expect(200);
+        stripe.complete_checkout(page["url"].as_str().unwrap().rsplit('/').next().unwrap());
+        let sql = format!(
+            "select stripe_customer_id from platform.subscriptions where organization_id = '{}'",
+            self.id
+        );
+        let customer = self.app.texts(&sql).await.remove(0);
+        for event in stripe.events() {
+            if event.to_string().contains(&customer) {
+                stripe::deliver(&self.app, &event).await.expect(200);
+            }
+        }
+        within(10, "the subscription", || async { current().await["state"] != "free" }).await;
     }
 
     pub async fn project(&self, name: &str) -> Value {
