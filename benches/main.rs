@@ -38,7 +38,7 @@ impl Ground {
         use confique::Config as _;
         let text = format!(
             "[database]\nurl = {:?}\n[auth]\nsecret_key = \"{SECRET}\"\n[limits]\nanonymous = \"off\"\nuser = \"off\"\n\
-             organization = \"off\"\nregister = \"off\"\nlogin = \"off\"\n[mail]\nfolder = {:?}\n",
+             organization = \"off\"\norganization_enterprise = \"off\"\nregister = \"off\"\nlogin = \"off\"\n[mail]\nfolder = {:?}\n",
             self.url(database),
             self.place.join("mail")
         );

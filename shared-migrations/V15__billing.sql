@@ -62,7 +62,6 @@ create table platform.subscriptions (
     -- Looks at Stripe are numbered when they begin; an older one does not overwrite what a newer one found.
     looks bigint not null default 0,
     look_applied bigint not null default 0,
-    synced_at timestamptz,
     version bigint not null default 1,
     updated_at timestamptz not null,
     constraint subscriptions_customer_key unique (stripe_customer_id),
@@ -108,7 +107,9 @@ create table platform.invoices (
     currency text not null,
     period_start timestamptz not null,
     period_end timestamptz not null,
+    -- How often its payment was tried, and at which attempt a failure was told last.
     attempts bigint not null,
+    failures_told bigint not null,
     paid_at timestamptz,
     hosted_url text,
     pdf_url text,

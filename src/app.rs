@@ -16,7 +16,7 @@ use crate::{
     },
     billing::{
         self, HandleStripeEvent, LookAtTrial, Reconcile, Resource, StopBilling, Stripe, SyncSubscription,
-        begin_reconciliation,
+        TellReadOnly, begin_reconciliation,
     },
     clock::Clock,
     config::Config,
@@ -59,6 +59,7 @@ fn kinds() -> Kinds {
         .with::<TrimLogs>()
         .with::<SyncSubscription>()
         .with::<StopBilling>()
+        .with::<TellReadOnly>()
         .with::<HandleStripeEvent>()
         .with::<Reconcile>()
         .with::<LookAtTrial>()

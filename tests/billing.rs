@@ -1296,6 +1296,9 @@ async fn whoever_owes_reads_only_after_seven_days_until_it_is_paid() {
     program.post("/projects", json!({"name": "By a program"})).await.expect(201);
     app.app.clock.advance(TimeDelta::minutes(3));
     let refused = payer.create_project().await.refused(402, "PAYMENT_REQUIRED");
+    within(10, "it is told", || async { payer.notified("read_only").await == 1 }).await;
+    let changes = &payer.told("subscription.updated").await[0]["changes"];
+    assert_eq!(changes["access"], json!({"before": "full", "after": "read_only"}));
     assert_eq!(time(&refused["details"]["read_only_from"]), from);
     assert!(refused["details"]["pay_at"].as_str().unwrap().ends_with("/settings/billing"), "{refused}");
     program.post("/projects", json!({"name": "x"})).await.refused(402, "PAYMENT_REQUIRED");
@@ -1597,11 +1600,13 @@ async fn what_got_lost_is_made_good_and_told() {
 
 #[tokio::test]
 async fn an_invoice_whose_event_got_lost_is_found() {
-    let (app, stripe) = pair(|_| {});
+    let (app, stripe) = pair_with_a_clock();
     let staff = app.superuser().await;
     let (payer, subscription) = Payer::of(&app, &stripe).await.paying("starter").await;
     let invoice = stripe.fail_payment(&subscription);
     stripe.take_events();
+    // Of what was made a moment ago the event may be on its way.
+    app.app.clock.advance(TimeDelta::hours(1));
     // The subscription and the invoice.
     assert_eq!(reconcile(&app, &staff.client).await["repaired"], 2);
     let failed = payer.told("invoice.payment_failed").await;
@@ -1622,15 +1627,15 @@ async fn what_a_person_must_look_at_is_reported() {
     let told = findings(&report);
     assert!(told.contains(&strange) && told.contains("no organization"), "{told}");
     assert!(told.contains("2 subscriptions") && told.contains(&first) && told.contains(&second), "{told}");
-    assert_eq!((payer.plan().await, &report["repaired"]), ("starter".into(), &json!(0)), "the older counts");
-    // When the older ends the other counts.
-    stripe.set_status(&first, "canceled");
+    assert_eq!((payer.plan().await, &report["repaired"]), ("professional".into(), &json!(0)));
+    // When the larger ends the other counts.
+    stripe.set_status(&second, "canceled");
     payer.hear().await;
-    assert_eq!(payer.plan().await, "professional");
+    assert_eq!(payer.plan().await, "starter");
     // A price that is no plan's.
-    stripe.change(&second, |there| reprice(there, "price_other", 1000));
+    stripe.change(&first, |there| reprice(there, "price_other", 1000));
     payer.hear().await;
-    assert_eq!(payer.plan().await, "professional", "what was paid for goes on");
+    assert_eq!(payer.plan().await, "starter", "what was paid for goes on");
     let report = reconcile(&app, &staff.client).await;
     assert!(findings(&report).contains("price_other"), "{report}");
 }
@@ -1959,4 +1964,95 @@ async fn an_owner_tries_one_organization_at_a_time() {
     trial(second.clone()).await.refused(409, "CONFLICT");
     payer.post("cancel", json!({})).await.expect(200);
     trial(second).await.expect(200);
+}
+
+#[tokio::test]
+async fn whom_stripe_does_not_know_keeps_what_is_known() {
+    let (app, stripe) = pair(|_| {});
+    let (payer, subscription) = Payer::of(&app, &stripe).await.paying("starter").await;
+    // As with the key of another account.
+    stripe.fail("GET", "/v1/subscriptions", Fault::Status(404));
+    stripe.fail("GET", "/v1/customers/", Fault::Status(404));
+    stripe.change(&subscription, |there| reprice(there, "price_professional", 19900));
+    deliver(&app, &payer.events().pop().unwrap()).await.expect(200);
+    a_while().await;
+    assert_eq!(
+        (payer.plan().await, payer.current().await["state"].clone()),
+        ("starter".into(), json!("active"))
+    );
+    // When it does, it is looked at again.
+    payer.hear_of(&payer.events().iter().map(again).collect::<Vec<_>>()).await;
+    assert_eq!(payer.plan().await, "professional");
+}
+
+#[tokio::test]
+async fn whoever_was_declined_tries_again_with_the_same_key() {
+    let (app, stripe) = pair(|_| {});
+    let (payer, _) = Payer::of(&app, &stripe).await.paying("starter").await;
+    let client = payer.team.owner.header("idempotency-key", "upgrade-1");
+    let upgrade = || async { client.post("/subscriptions/upgrade", json!({"plan": "professional"})).await };
+    stripe.decline_next_payment();
+    let declined = upgrade().await.refused(402, "PAYMENT_REQUIRED");
+    assert!(declined["details"]["portal"].is_string(), "{declined}");
+    assert_eq!(upgrade().await.expect(200)["plan"], "professional");
+    assert_eq!(upgrade().await.header("idempotent-replayed"), "true");
+}
+
+#[tokio::test]
+async fn a_cancellation_in_the_portal_is_one_and_can_be_taken_back() {
+    let (payer, subscription) = Payer::new().await.paying("starter").await;
+    // As the portal does it: by a time.
+    payer.stripe.change(&subscription, |there| {
+        there["cancel_at"] = there["items"]["data"][0]["current_period_end"].clone();
+    });
+    payer.hear().await;
+    assert_eq!(payer.current().await["cancel_at_period_end"], true);
+    let current = payer.post("reactivate", json!(null)).await.expect(200);
+    assert_eq!(current["cancel_at_period_end"], false);
+    assert_eq!(payer.stripe.subscription(&subscription)["cancel_at"], Value::Null);
+    // An end that is far away is none yet: it is charged until then, and can be canceled before.
+    payer.stripe.change(&subscription, |there| there["cancel_at"] = json!(4_000_000_000_i64));
+    payer.hear().await;
+    assert_eq!(payer.current().await["cancel_at_period_end"], false);
+    assert_eq!(payer.post("cancel", json!({})).await.expect(200)["cancel_at_period_end"], true);
+}
+
+#[tokio::test]
+async fn all_that_is_paid_for_a_deleted_organization_ends() {
+    let (payer, first) = Payer::new().await.paying("starter").await;
+    let second =
+        subscribe_at_stripe(&payer.app, &payer.stripe, &payer.customer(), "price_professional").await;
+    payer.team.owner.delete(&payer.team.path("")).await.expect(204);
+    let ends = |id: &str| payer.stripe.subscription(id)["cancel_at_period_end"] == true;
+    within(10, "both end", || async { ends(&first) && ends(&second) }).await;
+}
+
+#[tokio::test]
+async fn what_has_no_trial_is_paid_from_the_first_day() {
+    let (app, stripe) = pair(|config| config.stripe.price_enterprise = Some("price_other".into()));
+    let payer = Payer::of(&app, &stripe).await;
+    payer.post("trial", json!({"plan": "starter"})).await.expect(200);
+    payer.checkout("enterprise").await.expect(200);
+    let asked = payer.asked_for_a_page();
+    assert_eq!(field(&asked, "subscription_data[trial_end]"), None);
+    assert_eq!(field(&asked, "subscription_data[trial_period_days]"), None);
+    let other = Payer::of(&app, &stripe).await;
+    other.checkout("starter").await.expect(200);
+    other.pay();
+    other.hear().await;
+    assert_eq!(other.current().await["state"], "trialing");
+    let current = other.post("upgrade", json!({"plan": "enterprise"})).await.expect(200);
+    assert_eq!((&current["plan"], &current["state"]), (&json!("enterprise"), &json!("active")));
+}
+
+#[tokio::test]
+async fn a_webhook_of_any_length_is_not_read_to_its_end() {
+    let (app, _) = &*SHARED;
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
+    let pieces = (0..64).map(|_| Ok::<_, std::io::Error>(vec![b' '; 65_536]));
+    let body = reqwest::Body::wrap_stream(futures_util::stream::iter(pieces));
+    let request = http.post(format!("{}/webhooks/stripe", app.base)).header("stripe-signature", "t=1,v1=00");
+    Answer::of(request.header("content-type", "text/plain").body(body))
+        .await
+        .refused(413, "PAYLOAD_TOO_LARGE");
 }

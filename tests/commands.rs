@@ -319,7 +319,10 @@ impl Dev {
 
 impl Drop for Dev {
     fn drop(&mut self) {
-        let _ = self.child.kill();
+        // With what `make` started, also where a test failed.
+        if let (Ok(None), Some(group)) = (self.child.try_wait(), Pid::from_raw(self.child.id() as i32)) {
+            let _ = kill_process_group(group, Signal::TERM);
+        }
     }
 }
 

@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use super::{
     Stripe, invoices,
-    subscriptions::{self, organization_of},
+    record::{self, organization_of},
     sync::look,
     trials,
 };
@@ -28,6 +28,7 @@ use crate::{
     audit::Actor,
     db::Tx,
     error::{Code, Error, Result},
+    http::payload,
     jobs::{self, Policy, Running, Terms, Work},
     tenancy::{Tenant, fleet},
     types::text_enum,
@@ -35,6 +36,8 @@ use crate::{
 
 /// How far the time of a signature may be from ours.
 const TOLERANCE: TimeDelta = TimeDelta::minutes(5);
+/// Signatures in one header that are looked at; Stripe sends one for each secret.
+const MOST: usize = 4;
 
 text_enum! {
     /// What became of an event.
@@ -49,7 +52,10 @@ enum Topic {
     Subscription,
     TrialEnding,
     Invoice,
+    InvoiceFailed,
     Refund,
+    /// Of a refund: what had gone back may not have.
+    RefundChanged,
     Dispute,
 }
 
@@ -63,13 +69,13 @@ fn topic(kind: &str) -> Option<Topic> {
         | "customer.subscription.paused"
         | "customer.subscription.resumed" => Topic::Subscription,
         "customer.subscription.trial_will_end" => Topic::TrialEnding,
-        "invoice.finalized"
-        | "invoice.paid"
-        | "invoice.payment_failed"
-        | "invoice.voided"
-        | "invoice.marked_uncollectible" => Topic::Invoice,
+        "invoice.finalized" | "invoice.paid" | "invoice.voided" | "invoice.marked_uncollectible" => {
+            Topic::Invoice
+        }
+        "invoice.payment_failed" => Topic::InvoiceFailed,
         "customer.updated" | "customer.deleted" => Topic::Customer,
         "charge.refunded" => Topic::Refund,
+        "refund.updated" | "refund.failed" => Topic::RefundChanged,
         "charge.dispute.created" | "charge.dispute.updated" | "charge.dispute.closed" => Topic::Dispute,
         _ => return None,
     })
@@ -94,20 +100,23 @@ struct Inside {
 
 /// Takes an event from Stripe: `POST /webhooks/stripe`.
 #[handler]
-pub async fn receive(Data(app): Data<&Arc<App>>, headers: &HeaderMap, body: Vec<u8>) -> Result<StatusCode> {
+pub async fn receive(
+    Data(app): Data<&Arc<App>>,
+    headers: &HeaderMap,
+    body: poem::Body,
+) -> Result<StatusCode> {
     let stripe = app.stripe()?;
     let secrets = app.config.stripe.webhook_secret.as_ref().ok_or_else(|| {
         Error::unavailable("Webhooks of Stripe are not set up here: STRIPE_WEBHOOK_SECRET is missing.", 3600)
     })?;
     let now = app.clock.now();
+    let body = payload::read(body, app.config.http.body_limit).await?;
     let header = headers.get("stripe-signature").and_then(|value| value.to_str().ok());
     let header = header.ok_or_else(|| refused("The header Stripe-Signature is missing."))?;
     let secrets = secrets.expose_secret().split(',').map(str::trim).filter(|secret| !secret.is_empty());
     verify(&body, header, secrets, now)?;
-    let text = String::from_utf8(body).map_err(|_| refused("The body is not JSON."))?;
-    // The database cannot hold it, and nothing that is read here can have it.
-    let text = text.replace("\\u0000", "");
-    let payload: Value = serde_json::from_str(&text).map_err(|_| refused("The body is not JSON."))?;
+    let mut payload: Value = serde_json::from_slice(&body).map_err(|_| refused("The body is not JSON."))?;
+    strip_nul(&mut payload);
     let told =
         Told::deserialize(&payload).map_err(|error| refused(&format!("This is no event: {error}.")))?;
     if !told.data.object.is_object() || told.id.is_empty() || told.id.len() > 255 {
@@ -145,6 +154,16 @@ pub async fn receive(Data(app): Data<&Arc<App>>, headers: &HeaderMap, body: Vec<
     Ok(StatusCode::OK)
 }
 
+/// Takes out the one character that the database cannot hold.
+fn strip_nul(value: &mut Value) {
+    match value {
+        Value::String(text) => text.retain(|c| c != '\0'),
+        Value::Array(list) => list.iter_mut().for_each(strip_nul),
+        Value::Object(fields) => fields.values_mut().for_each(strip_nul),
+        _ => {}
+    }
+}
+
 fn refused(why: &str) -> Error {
     Error::new(Code::Validation, why)
 }
@@ -175,8 +194,13 @@ fn verify<'a>(
     let time: i64 = time
         .and_then(|time| time.parse().ok())
         .ok_or_else(|| refused("The header Stripe-Signature has no time."))?;
-    let signatures: Vec<Vec<u8>> =
-        parts().filter(|(name, _)| *name == "v1").filter_map(|(_, hex)| unhex(hex)).collect();
+    let sent = DateTime::from_timestamp(time, 0).ok_or_else(|| refused("The signature's time is none."))?;
+    if (now - sent).abs() > TOLERANCE {
+        return Err(refused("The signature is too old, or a clock is wrong."));
+    }
+    // Each costs a reading of the body, and anybody can send as many as they like.
+    let signatures = parts().filter(|(name, _)| *name == "v1").filter_map(|(_, hex)| unhex(hex));
+    let signatures: Vec<Vec<u8>> = signatures.filter(|signature| signature.len() == 32).take(MOST).collect();
     let signed = [format!("{time}.").as_bytes(), body].concat();
     let fits = |secret: &str| {
         let key = hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes());
@@ -184,10 +208,6 @@ fn verify<'a>(
     };
     if !secrets.any(fits) {
         return Err(refused("The signature is not Stripe's: check STRIPE_WEBHOOK_SECRET."));
-    }
-    let sent = DateTime::from_timestamp(time, 0).ok_or_else(|| refused("The signature's time is none."))?;
-    if (now - sent).abs() > TOLERANCE {
-        return Err(refused("The signature is too old, or a clock is wrong."));
     }
     Ok(())
 }
@@ -219,7 +239,7 @@ impl Work for HandleStripeEvent {
     async fn run(self, job: &Running) -> anyhow::Result<()> {
         let app = &*job.app;
         let tx = app.db.begin().await?;
-        let sql = "select type, livemode, account, payload from platform.stripe_events \
+        let sql = "select type, created_at, livemode, account, payload from platform.stripe_events \
              where id = $1 and state = 'received'";
         let Some(row) = tx.query_opt(sql, &[&self.id]).await? else { return Ok(()) };
         drop(tx);
@@ -229,7 +249,7 @@ impl Work for HandleStripeEvent {
         let ignored = why_ignored(app.stripe()?, &kind, row.try_get("livemode")?, account.as_deref());
         let outcome = match ignored {
             Some(why) => Outcome::Ignored(why),
-            None => handle(app, &kind, &payload["data"]["object"]).await?,
+            None => handle(app, &kind, row.try_get("created_at")?, &payload["data"]["object"]).await?,
         };
         let (state, note, organization) = match outcome {
             Outcome::Handled(organization) => (EventState::Handled, None, Some(organization)),
@@ -251,14 +271,14 @@ enum Outcome {
     Ignored(String),
 }
 
-async fn handle(app: &App, kind: &str, object: &Value) -> Result<Outcome> {
+async fn handle(app: &App, kind: &str, at: DateTime<Utc>, object: &Value) -> Result<Outcome> {
     let stripe = app.stripe()?;
     let ignored = |why: &str| Ok(Outcome::Ignored(why.into()));
     let Some(topic) = topic(kind) else { return ignored("of a type that is not used") };
     let id = text(object, "id");
     let customer = match topic {
         Topic::Customer => Some(id.to_owned()),
-        Topic::Dispute => {
+        Topic::Dispute | Topic::RefundChanged => {
             stripe.refunded(reference(object, "charge")).await?.and_then(|charge| charge.customer)
         }
         _ => Some(reference(object, "customer").to_owned()).filter(|customer| !customer.is_empty()),
@@ -270,21 +290,25 @@ async fn handle(app: &App, kind: &str, object: &Value) -> Result<Outcome> {
     match topic {
         Topic::Customer | Topic::Checkout | Topic::Subscription => {}
         Topic::TrialEnding => trials::remind(app, &tenant).await?,
-        Topic::Invoice => {
+        Topic::Invoice | Topic::InvoiceFailed => {
             if let Some(bill) =
                 stripe.invoice(id).await?.filter(|bill| bill.customer.as_deref() == Some(&customer))
             {
                 let tx = tenant.begin().await?;
-                invoices::record(&tx, app, &bill).await?;
+                invoices::record(&tx, app, &bill, topic == Topic::InvoiceFailed).await?;
                 tx.commit().await?;
             }
         }
-        Topic::Refund => {
-            let Some(refunded) = stripe.refunded(id).await? else {
+        Topic::Refund | Topic::RefundChanged => {
+            let (charge, may_shrink) = match topic {
+                Topic::RefundChanged => (reference(object, "charge"), true),
+                _ => (id, false),
+            };
+            let Some(refunded) = stripe.refunded(charge).await? else {
                 return ignored("of a charge that is no more");
             };
             let tx = tenant.begin().await?;
-            invoices::record_refund(&tx, app, id, &refunded).await?;
+            invoices::record_refund(&tx, app, charge, &refunded, at, may_shrink).await?;
             tx.commit().await?;
         }
         Topic::Dispute => {
@@ -315,7 +339,7 @@ pub async fn tenant_of(app: &App, customer: &str) -> Result<Option<Tenant>> {
     };
     let Some(tenant) = fleet::tenant_by_id(&app.directory, organization).await? else { return Ok(None) };
     let tx = tenant.begin().await?;
-    let record = subscriptions::lock(&tx, organization).await?;
+    let record = record::lock(&tx, organization).await?;
     if record.customer.is_some() {
         // Another event may have been faster with the same one.
         return Ok(Some(tenant).filter(|_| record.customer.as_deref() == Some(customer)));

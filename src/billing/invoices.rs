@@ -145,7 +145,7 @@ pub async fn refresh(app: &App, tenant: &Tenant, id: &str) -> Result<Invoice> {
     drop(tx);
     let bill = app.stripe()?.invoice(id).await?.ok_or_else(missing)?;
     let tx = tenant.begin().await?;
-    record(&tx, app, &bill).await?;
+    record(&tx, app, &bill, false).await?;
     let invoice = find(&tx, id).await?.ok_or_else(missing)?;
     tx.commit_aside().await?;
     Ok(invoice)
@@ -162,22 +162,26 @@ fn stage(status: &str) -> i32 {
 }
 
 /// Writes an invoice down and tells what became of it. One that was fetched before what is known already
-/// changes nothing. Answers whether its status or its attempts were other.
-pub async fn record(tx: &TenantTx, app: &App, bill: &Bill) -> Result<bool> {
+/// changes nothing. With `failed`, Stripe says that a payment failed, which the number of attempts alone does
+/// not: some take days. Answers whether its status was another.
+pub async fn record(tx: &TenantTx, app: &App, bill: &Bill, failed: bool) -> Result<bool> {
     let (organization, now) = (tx.organization(), app.clock.now());
     // Two that write the same one down come one after the other, also the first two.
     tx.query("select pg_advisory_xact_lock(hashtextextended($1, 0))", &[&format!("invoice {}", bill.id)])
         .await?;
     let row = tx
         .query_opt(
-            "select status, attempts from platform.invoices where id = $1 and organization_id = $2",
+            "select status, attempts, failures_told from platform.invoices where id = $1 and organization_id = $2",
             &[&bill.id, &organization],
         )
         .await?;
-    let known: Option<(String, i64)> = match row {
+    let known: Option<(String, i64)> = match &row {
         Some(row) => Some((row.try_get("status")?, row.try_get("attempts")?)),
         None => None,
     };
+    let failures_told: i64 = row.map_or(Ok(0), |row| row.try_get("failures_told"))?;
+    let failed_again = failed && bill.status == "open" && bill.attempts > failures_told;
+    let failures_told = if failed_again { bill.attempts } else { failures_told };
     if let Some((status, attempts)) = &known
         && (stage(&bill.status), bill.attempts) < (stage(status), *attempts)
     {
@@ -185,12 +189,13 @@ pub async fn record(tx: &TenantTx, app: &App, bill: &Bill) -> Result<bool> {
     }
     tx.execute(
         "insert into platform.invoices (id, organization_id, number, status, total, amount_paid, amount_due, currency, \
-         period_start, period_end, attempts, paid_at, hosted_url, pdf_url, created_at, updated_at) \
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16) \
+         period_start, period_end, attempts, paid_at, hosted_url, pdf_url, created_at, updated_at, \
+         failures_told) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17) \
          on conflict (id) do update set number = excluded.number, status = excluded.status, total = excluded.total, \
          amount_paid = excluded.amount_paid, amount_due = excluded.amount_due, attempts = excluded.attempts, \
          paid_at = excluded.paid_at, hosted_url = excluded.hosted_url, pdf_url = excluded.pdf_url, \
-         updated_at = excluded.updated_at where invoices.organization_id = excluded.organization_id",
+         updated_at = excluded.updated_at, failures_told = excluded.failures_told \
+         where invoices.organization_id = excluded.organization_id",
         &[
             &bill.id,
             &organization,
@@ -208,16 +213,16 @@ pub async fn record(tx: &TenantTx, app: &App, bill: &Bill) -> Result<bool> {
             &bill.pdf_url,
             &bill.created,
             &now,
+            &failures_told,
         ],
     )
     .await?;
-    let (stage_before, attempts_before) =
-        known.as_ref().map_or((0, 0), |(status, attempts)| (stage(status), *attempts));
+    let stage_before = known.as_ref().map_or(0, |(status, _)| stage(status));
     let mut told = Vec::new();
     if stage_before == 0 && stage(&bill.status) > 0 {
         told.push(EventType::InvoiceFinalized);
     }
-    if bill.status == "open" && bill.attempts > attempts_before {
+    if failed_again {
         told.push(EventType::InvoicePaymentFailed);
     }
     if bill.status == "paid" && known.as_ref().is_none_or(|(status, _)| status != "paid") {
@@ -227,7 +232,7 @@ pub async fn record(tx: &TenantTx, app: &App, bill: &Bill) -> Result<bool> {
         let changes = Changes::none(&told_of(bill));
         events::record(tx, app, Actor::system(), what, organization, changes).await?;
     }
-    Ok(known.is_none_or(|(status, attempts)| status != bill.status || attempts != bill.attempts))
+    Ok(known.is_none_or(|(status, _)| status != bill.status))
 }
 
 /// What events say of an invoice: nothing by which somebody could open it.
@@ -257,17 +262,25 @@ pub async fn adjustments(tx: &TenantTx, paging: Paging) -> Result<Page<Adjustmen
     Ok(paging.answer(rows.iter().map(adjustment).collect::<Result<_>>()?, total))
 }
 
-/// Writes down what of a charge went back, and tells of it where it is more than was known.
-pub async fn record_refund(tx: &TenantTx, app: &App, charge: &str, refunded: &Refunded) -> Result<()> {
+/// Writes down what of a charge went back and when that was, and tells of it where it is more than was
+/// known; with `may_shrink` also where it is less.
+pub async fn record_refund(
+    tx: &TenantTx,
+    app: &App,
+    charge: &str,
+    refunded: &Refunded,
+    at: DateTime<Utc>,
+    may_shrink: bool,
+) -> Result<()> {
     let adjustment = Adjustment {
         id: charge.to_owned(),
         kind: AdjustmentKind::Refund,
         amount: refunded.amount.clone(),
         reason: None,
         status: if refunded.whole { "full" } else { "partial" }.into(),
-        occurred_at: refunded.created,
+        occurred_at: at,
     };
-    adjust(tx, app, charge, &adjustment, EventType::PaymentRefunded).await
+    adjust(tx, app, charge, &adjustment, may_shrink, EventType::PaymentRefunded).await
 }
 
 /// Writes a dispute down, and tells of it where it is new or came further.
@@ -280,19 +293,29 @@ pub async fn record_dispute(tx: &TenantTx, app: &App, id: &str, contested: &Cont
         status: contested.status.clone(),
         occurred_at: contested.created,
     };
-    adjust(tx, app, &contested.charge, &adjustment, EventType::PaymentDisputed).await
+    adjust(tx, app, &contested.charge, &adjustment, false, EventType::PaymentDisputed).await
 }
 
-/// How far a refund or a dispute has come: it never goes back.
+/// How far a refund or a dispute has come. An inquiry of a bank (`warning_…`) can become a dispute.
 fn settled(status: &str) -> i32 {
     match status {
-        "partial" | "needs_response" | "warning_needs_response" => 0,
-        "under_review" | "warning_under_review" => 1,
-        _ => 2,
+        "partial" | "warning_needs_response" => 0,
+        "full" | "warning_under_review" => 1,
+        "warning_closed" => 2,
+        "needs_response" => 3,
+        "under_review" => 4,
+        _ => 5,
     }
 }
 
-async fn adjust(tx: &TenantTx, app: &App, charge: &str, to: &Adjustment, what: EventType) -> Result<()> {
+async fn adjust(
+    tx: &TenantTx,
+    app: &App,
+    charge: &str,
+    to: &Adjustment,
+    may_shrink: bool,
+    what: EventType,
+) -> Result<()> {
     let organization = tx.organization();
     tx.query("select pg_advisory_xact_lock(hashtextextended($1, 0))", &[&format!("adjustment {}", to.id)])
         .await?;
@@ -302,7 +325,7 @@ async fn adjust(tx: &TenantTx, app: &App, charge: &str, to: &Adjustment, what: E
     if let Some(row) = tx.query_opt(sql, &[&to.id, &organization]).await? {
         let (known, status): (Decimal, String) = (row.try_get("amount")?, row.try_get("status")?);
         let older = (settled(&to.status), amount) < (settled(&status), known);
-        if older || (known == amount && status == to.status) {
+        if (older && !may_shrink) || (known == amount && status == to.status) {
             return Ok(());
         }
     }
@@ -310,7 +333,7 @@ async fn adjust(tx: &TenantTx, app: &App, charge: &str, to: &Adjustment, what: E
         "insert into platform.billing_adjustments as known (id, organization_id, kind, charge_id, amount, currency, \
          reason, status, occurred_at, updated_at) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) \
          on conflict (id) do update set amount = excluded.amount, status = excluded.status, \
-         reason = excluded.reason, updated_at = excluded.updated_at \
+         reason = excluded.reason, occurred_at = excluded.occurred_at, updated_at = excluded.updated_at \
          where known.organization_id = excluded.organization_id",
         &[
             &to.id,

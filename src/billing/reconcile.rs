@@ -1,8 +1,8 @@
 //! The hourly comparison with Stripe: what got lost on the way is made good, and told.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio_postgres::types::Json as Jsonb;
@@ -10,8 +10,9 @@ use uuid::Uuid;
 
 use super::{
     inbox, invoices,
+    record::{self, Record},
+    state::SubscriptionState,
     stripe::{Bill, Seen},
-    subscriptions::{self, Record},
     sync,
 };
 use crate::{
@@ -25,6 +26,8 @@ use crate::{
 
 /// How long an event may wait for its job before it is given another.
 const OVERDUE: TimeDelta = TimeDelta::minutes(30);
+/// How long an event is tried.
+const HOPELESS: TimeDelta = TimeDelta::days(3);
 /// How old invoices are at most that are compared.
 const LATELY: TimeDelta = TimeDelta::days(8);
 /// How many subscriptions are read at once.
@@ -104,50 +107,71 @@ impl Report {
     }
 }
 
+/// Its parts do not depend on each other: one that fails must not keep the others from their work.
 async fn compare(app: &App, report: &mut Report) -> Result<()> {
-    let stripe = app.stripe()?;
+    let compared = subscriptions(app, report).await;
+    let billed = invoices(app, report).await;
+    retry_events(app, report).await?;
+    compared.and(billed)
+}
+
+async fn subscriptions(app: &App, report: &mut Report) -> Result<()> {
     let mut open: HashMap<String, Vec<Seen>> = HashMap::new();
-    for seen in stripe.open_subscriptions().await? {
-        open.entry(seen.customer.clone()).or_default().push(seen);
+    let mut unreadable = HashSet::new();
+    for (customer, seen) in app.stripe()?.open_subscriptions().await? {
+        match seen {
+            Ok(seen) => open.entry(customer).or_default().push(seen),
+            Err(failure) => {
+                report.note(None, &format!("a subscription of {customer} cannot be read: {failure}"));
+                unreadable.insert(customer);
+            }
+        }
     }
     let mut after = Uuid::nil();
     loop {
         let tx = app.db.begin().await?;
-        let records = subscriptions::linked(&tx, after, PAGE).await?;
+        let records = record::linked(&tx, after, PAGE).await?;
         drop(tx);
         let Some(last) = records.last() else { break };
         after = last.organization;
         for record in &records {
-            let seen =
-                record.customer.as_ref().and_then(|customer| open.remove(customer)).unwrap_or_default();
+            let Some(customer) = record.customer.as_ref().filter(|known| !unreadable.contains(*known)) else {
+                continue;
+            };
+            let seen = open.remove(customer).unwrap_or_default();
             report.checked += 1;
-            // One that cannot be repaired must not keep the others from it.
             if let Err(error) = repair(app, record, &seen, report).await {
                 report.note(Some(record.organization), &format!("could not be repaired: {error}"));
             }
         }
     }
     // Paid for by somebody whose number was not written down, or whom nobody here knows.
+    let mut strangers = Vec::new();
     for (customer, seen) in open {
-        if let Err(error) = take_in(app, &customer, &seen, report).await {
+        // What we make at Stripe has our mark.
+        if seen.iter().all(|seen| seen.organization.is_none()) {
+            strangers.extend(seen.into_iter().map(|seen| seen.id));
+        } else if let Err(error) = take_in(app, &customer, &seen, report).await {
             report.note(None, &format!("{customer} could not be looked at: {error}"));
         }
     }
-    invoices(app, report).await?;
-    retry_events(app, report).await
+    if !strangers.is_empty() {
+        let (many, some) = (strangers.len(), strangers[..strangers.len().min(5)].join(", "));
+        report.note(None, &format!("{many} subscriptions belong to no organization here: {some}"));
+    }
+    Ok(())
 }
 
 /// Links a customer whose number was not written down.
 async fn take_in(app: &App, customer: &str, seen: &[Seen], report: &mut Report) -> Result<()> {
     let Some(tenant) = inbox::tenant_of(app, customer).await? else {
-        for seen in seen {
-            let what = format!("{} of {customer} belongs to no organization here", seen.id);
-            report.note(seen.organization, &what);
-        }
+        let ids: Vec<&str> = seen.iter().map(|seen| seen.id.as_str()).collect();
+        let what = format!("{} of {customer} belongs to no organization here", ids.join(", "));
+        report.note(seen.first().and_then(|seen| seen.organization), &what);
         return Ok(());
     };
     let tx = app.db.begin().await?;
-    let record = subscriptions::find(&tx, tenant.id()).await?;
+    let record = record::find(&tx, tenant.id()).await?;
     drop(tx);
     repair(app, &record, seen, report).await
 }
@@ -158,10 +182,10 @@ async fn repair(app: &App, record: &Record, seen: &[Seen], report: &mut Report) 
     for finding in sync::findings(stripe, seen) {
         report.note(Some(record.organization), &finding);
     }
-    let agreed = sync::agree(app, stripe, record, sync::choose(seen));
+    let agreed = sync::agree(app, stripe, record, seen);
     let Some(tenant) = fleet::tenant_by_id(&app.directory, record.organization).await? else { return Ok(()) };
     // What goes on to be paid for an organization that was deleted is looked at until it ends.
-    let charged = tenant.is_deleted() && agreed.subscription.is_some() && !agreed.cancels;
+    let charged = tenant.is_deleted() && sync::charged(seen).next().is_some();
     if agreed.is_as(record) && !charged {
         return Ok(());
     }
@@ -178,10 +202,15 @@ async fn repair(app: &App, record: &Record, seen: &[Seen], report: &mut Report) 
 
 /// Writes down what was billed lately and is not known, or not as it is.
 async fn invoices(app: &App, report: &mut Report) -> Result<()> {
-    for bill in app.stripe()?.invoices_since(app.clock.now() - LATELY).await? {
+    let now = app.clock.now();
+    let mut bills = app.stripe()?.invoices_since(now - LATELY).await?;
+    // Of those that were made a moment ago the event is on its way; drafts are nobody's yet.
+    bills.retain(|bill| bill.created < now - OVERDUE && bill.status != "draft");
+    bills.extend(still_open(app, now - LATELY).await?);
+    for bill in bills {
         let Some(customer) = &bill.customer else { continue };
         let tx = app.db.begin().await?;
-        let organization = subscriptions::organization_of(&tx, customer).await?;
+        let organization = record::organization_of(&tx, customer).await?;
         drop(tx);
         let Some(organization) = organization else { continue };
         let Some(tenant) = fleet::tenant_by_id(&app.directory, organization).await? else { continue };
@@ -200,9 +229,24 @@ async fn invoices(app: &App, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
+/// What we know as open and was made before.
+async fn still_open(app: &App, before: DateTime<Utc>) -> Result<Vec<Bill>> {
+    let tx = app.db.begin().await?;
+    let sql = "select id from platform.invoices where status = 'open' and created_at < $1 order by created_at limit 500";
+    let rows = tx.query(sql, &[&before]).await?;
+    drop(tx);
+    let mut bills = Vec::new();
+    for row in &rows {
+        bills.extend(app.stripe()?.invoice(row.try_get("id")?).await?);
+    }
+    Ok(bills)
+}
+
 async fn write_down(app: &App, tenant: &Tenant, bill: &Bill) -> Result<bool> {
     let tx = tenant.begin().await?;
-    let news = invoices::record(&tx, app, bill).await?;
+    // Of a subscription that owes, an open invoice is one whose payment failed.
+    let owes = record::find(&tx, tenant.id()).await?.state == SubscriptionState::PastDue;
+    let news = invoices::record(&tx, app, bill, owes).await?;
     tx.commit().await?;
     Ok(news)
 }
@@ -210,7 +254,18 @@ async fn write_down(app: &App, tenant: &Tenant, bill: &Bill) -> Result<bool> {
 /// Gives events whose jobs gave up another try.
 async fn retry_events(app: &App, report: &mut Report) -> Result<()> {
     let tx = app.db.begin().await?;
-    let overdue = app.clock.now() - OVERDUE;
+    let (overdue, hopeless) = (app.clock.now() - OVERDUE, app.clock.now() - HOPELESS);
+    let given_up = tx
+        .execute(
+            "update platform.stripe_events set state = 'ignored', note = 'could not be handled for three days', \
+             handled_at = $2 where state = 'received' and received_at < $1",
+            &[&hopeless, &app.clock.now()],
+        )
+        .await?;
+    if given_up > 0 {
+        report
+            .note(None, &format!("{given_up} events could not be handled for three days and were given up"));
+    }
     let sql = "select id from platform.stripe_events where state = 'received' and received_at < $1 \
          order by received_at limit 1000";
     let rows = tx.query(sql, &[&overdue]).await?;

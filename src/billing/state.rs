@@ -1,21 +1,20 @@
 //! The states of a subscription, and what leads from one to another.
 //!
 //! ```text
-//!              trial begun                     trial over, ended
-//!   ┌──────┐ ───────────────▶ ┌──────────┐ ───────────────────────▶ ┌──────┐
-//!   │ free │                  │ trialing │                          │ free │
-//!   └──────┘ ◀─────────────── └──────────┘                          └──────┘
-//!      │         ended             │ paid                               ▲
-//!      │ paid, on trial at Stripe  ▼                                    │ ended
-//!      └─────────────────────▶ ┌────────┐   payment failed   ┌──────────┐
-//!                              │ active │ ─────────────────▶ │ past due │── after 7 days: reads only
-//!                              └────────┘ ◀───────────────── └──────────┘
-//!                                │    ▲          paid
-//!                         paused │    │ paid
-//!                                ▼    │
-//!                              ┌────────┐
-//!                              │ paused │── reads only
-//!                              └────────┘
+//!                  trial begun                  trial over
+//!            ┌─────────────────────┐      ┌──────────────────────┐
+//!            │                     ▼      │                      ▼
+//!        ┌──────┐             ┌──────────────┐               ┌──────┐
+//!        │ free │             │   trialing   │               │ free │
+//!        └──────┘             └──────────────┘               └──────┘
+//!
+//!   seen at Stripe, from any state:
+//!     trialing ─────────────▶ trialing
+//!     active ───────────────▶ active
+//!     past due, unpaid ─────▶ past due ── 7 days after the first failure: reads only
+//!     paused ───────────────▶ paused   ── reads only
+//!     ended ────────────────▶ free
+//!     incomplete ───────────▶ (no change: nothing was paid yet)
 //! ```
 //!
 //! What Stripe shows ([`Signal::Seen`]) is the truth wherever we stood before: events get lost and come

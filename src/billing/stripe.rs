@@ -6,7 +6,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use ::stripe::{Client, ClientBuilder, RequestStrategy, StripeError};
+use ::stripe::{Client, ClientBuilder, RequestStrategy, StripeError, StripeRequest};
 use anyhow::{Context, bail};
 use chrono::{DateTime, Utc};
 use secrecy::ExposeSecret;
@@ -18,7 +18,7 @@ use stripe_billing::{
     subscription::{
         CancelSubscription, ListSubscription, ListSubscriptionStatus, RetrieveSubscription,
         UpdateSubscription, UpdateSubscriptionItems, UpdateSubscriptionPaymentBehavior,
-        UpdateSubscriptionProrationBehavior,
+        UpdateSubscriptionProrationBehavior, UpdateSubscriptionTrialEnd,
     },
 };
 use stripe_checkout::{
@@ -119,6 +119,10 @@ impl From<StripeError> for Failure {
                 let code = told.code.as_ref().map_or("", |code| code.as_str());
                 let message = told.message.clone().unwrap_or_default();
                 match status {
+                    402 if code == "subscription_payment_intent_requires_action" => Self::Declined(
+                        "the bank wants it confirmed by whoever owns the card, which cannot be done here."
+                            .into(),
+                    ),
                     402 => Self::Declined(message),
                     404 => Self::Missing,
                     409 | 424 | 429 | 500.. => Self::Unavailable(format!("{status} {code} {message}")),
@@ -147,19 +151,20 @@ pub struct Seen {
     pub amount: Option<Money>,
     pub period: Option<(DateTime<Utc>, DateTime<Utc>)>,
     pub trial: Option<(DateTime<Utc>, DateTime<Utc>)>,
+    /// It ends with the period, and is not charged again.
     pub cancels: bool,
     pub created: DateTime<Utc>,
 }
 
 #[cfg(test)]
 impl Seen {
-    pub fn for_test(id: &str, status: Status, created: DateTime<Utc>) -> Self {
+    pub fn for_test(id: &str, price: &str, status: Status, created: DateTime<Utc>) -> Self {
         Self {
             id: id.into(),
             customer: "cus_1".into(),
             organization: None,
             status,
-            price: "price_1".into(),
+            price: price.into(),
             item: "si_1".into(),
             amount: None,
             period: None,
@@ -208,9 +213,9 @@ pub struct Bill {
 /// What of a charge went back.
 pub struct Refunded {
     pub customer: Option<String>,
+    /// All parts of it together.
     pub amount: Money,
     pub whole: bool,
-    pub created: DateTime<Utc>,
 }
 
 /// A charge that whoever paid it contests.
@@ -284,6 +289,14 @@ impl Stripe {
         Ok(Some(Self { client, prices, is_live: mode("live") }))
     }
 
+    #[cfg(test)]
+    pub fn for_test(prices: &[(Plan, &str)]) -> Self {
+        // For clients that do not name their own.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let prices = prices.iter().map(|(plan, price)| (*plan, (*price).to_owned())).collect();
+        Self { client: Client::new("sk_test_x"), prices, is_live: false }
+    }
+
     /// Whether the money is real.
     pub fn is_live(&self) -> bool {
         self.is_live
@@ -304,6 +317,18 @@ impl Stripe {
         match RetrieveCustomer::new(id).send(&self.client).await.map_err(Failure::from) {
             Ok(RetrieveCustomerReturned::Customer(found)) => Ok(Some(customer(found))),
             Ok(RetrieveCustomerReturned::DeletedCustomer(_)) | Err(Failure::Missing) => Ok(None),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// Whether a customer that there was has been deleted. One that Stripe has never heard of is an error.
+    pub async fn was_deleted(&self, id: &str) -> Result<bool, Failure> {
+        match RetrieveCustomer::new(id).send(&self.client).await.map_err(Failure::from) {
+            Ok(RetrieveCustomerReturned::Customer(_)) => Ok(false),
+            Ok(RetrieveCustomerReturned::DeletedCustomer(_)) => Ok(true),
+            Err(Failure::Missing) => Err(Failure::Refused(format!(
+                "there is no customer {id}: is STRIPE_SECRET_KEY of the right account and mode?"
+            ))),
             Err(failure) => Err(failure),
         }
     }
@@ -374,23 +399,27 @@ impl Stripe {
 
     /// Every subscription of a customer, also those that ended.
     pub async fn subscriptions_of(&self, customer: &str) -> Result<Vec<Seen>, Failure> {
-        let first = ListSubscription::new().customer(customer).status(ListSubscriptionStatus::All);
-        self.subscriptions(first).await
+        let all = ListSubscription::new().customer(customer).status(ListSubscriptionStatus::All);
+        self.subscriptions(all).await?.into_iter().map(|(_, seen)| seen).collect()
     }
 
-    /// Every subscription that there is and that has not ended.
-    pub async fn open_subscriptions(&self) -> Result<Vec<Seen>, Failure> {
+    /// Every subscription that has not ended, by its customer. One that cannot be read is no reason not to
+    /// read the others.
+    pub async fn open_subscriptions(&self) -> Result<Vec<(String, Result<Seen, Failure>)>, Failure> {
         self.subscriptions(ListSubscription::new()).await
     }
 
-    async fn subscriptions(&self, list: ListSubscription) -> Result<Vec<Seen>, Failure> {
+    async fn subscriptions(
+        &self,
+        list: ListSubscription,
+    ) -> Result<Vec<(String, Result<Seen, Failure>)>, Failure> {
         let mut all = Vec::new();
         let mut request = list.limit(PAGE);
         loop {
             let found = request.send(&self.client).await?;
             let last = found.data.last().map(|subscription| subscription.id.to_string());
             for subscription in found.data {
-                all.push(self.seen(subscription)?);
+                all.push((subscription.customer.id().to_string(), self.seen(subscription)));
             }
             match last.filter(|_| found.has_more) {
                 Some(last) => request = request.starting_after(last),
@@ -409,30 +438,57 @@ impl Stripe {
     }
 
     /// Puts a subscription on another price. With `at_once` the difference is charged now, and nothing
-    /// changes if that fails; otherwise it is settled with the next invoice.
-    pub async fn change_price(&self, of: &Seen, price: &str, at_once: bool) -> Result<Seen, Failure> {
+    /// changes if that fails; otherwise it is settled with the next invoice. With `end_trial` it is paid
+    /// from now on.
+    pub async fn change_price(
+        &self,
+        of: &Seen,
+        price: &str,
+        at_once: bool,
+        end_trial: bool,
+    ) -> Result<(), Failure> {
         let mut item = UpdateSubscriptionItems::new();
         (item.id, item.price) = (Some(of.item.clone()), Some(price.into()));
-        let update = UpdateSubscription::new(of.id.as_str()).items(vec![item]);
-        let update = if at_once {
+        let mut update = UpdateSubscription::new(of.id.as_str()).items(vec![item]);
+        update = if at_once {
             update
                 .proration_behavior(UpdateSubscriptionProrationBehavior::AlwaysInvoice)
                 .payment_behavior(UpdateSubscriptionPaymentBehavior::ErrorIfIncomplete)
         } else {
             update.proration_behavior(UpdateSubscriptionProrationBehavior::CreateProrations)
         };
-        self.seen(update.send(&self.client).await?)
+        if end_trial {
+            update = update.trial_end(UpdateSubscriptionTrialEnd::Now);
+        }
+        update.send(&self.client).await?;
+        Ok(())
     }
 
-    /// Ends a subscription when what is paid is used up, or takes that back.
-    pub async fn cancel_at_period_end(&self, id: &str, cancel: bool) -> Result<Seen, Failure> {
-        let update = UpdateSubscription::new(id).cancel_at_period_end(cancel);
-        self.seen(update.send(&self.client).await?)
+    /// Ends a subscription when what is paid is used up.
+    pub async fn cancel_at_period_end(&self, id: &str) -> Result<(), Failure> {
+        UpdateSubscription::new(id).cancel_at_period_end(true).send(&self.client).await?;
+        Ok(())
+    }
+
+    /// Takes back that a subscription is to end, whichever way that was said.
+    pub async fn go_on(&self, id: &str) -> Result<(), Failure> {
+        let found = RetrieveSubscription::new(id).send(&self.client).await?;
+        if found.cancel_at_period_end {
+            UpdateSubscription::new(id).cancel_at_period_end(false).send(&self.client).await?;
+            return Ok(());
+        }
+        // The portal gives a time instead. The builder knows no way to take it away, which is to leave it
+        // empty.
+        let mut request = UpdateSubscription::new(id).build();
+        request.body = Some("cancel_at=".into());
+        request.customize::<StripeSubscription>().send(&self.client).await?;
+        Ok(())
     }
 
     /// Ends a subscription now.
-    pub async fn cancel(&self, id: &str) -> Result<Seen, Failure> {
-        self.seen(CancelSubscription::new(id).send(&self.client).await?)
+    pub async fn cancel(&self, id: &str) -> Result<(), Failure> {
+        CancelSubscription::new(id).send(&self.client).await?;
+        Ok(())
     }
 
     /// An invoice; `None` if Stripe does not know it.
@@ -444,16 +500,14 @@ impl Stripe {
         }
     }
 
-    /// Every invoice that was made since then.
+    /// Every invoice that was made since then; those that cannot be read are left out.
     pub async fn invoices_since(&self, since: DateTime<Utc>) -> Result<Vec<Bill>, Failure> {
         let mut all = Vec::new();
         let mut request = ListInvoice::new().created(RangeQueryTs::gte(since.timestamp())).limit(PAGE);
         loop {
             let found = request.send(&self.client).await?;
             let last = found.data.last().and_then(|invoice| invoice.id.as_ref().map(ToString::to_string));
-            for invoice in found.data {
-                all.push(bill(invoice)?);
-            }
+            all.extend(found.data.into_iter().filter_map(|invoice| bill(invoice).ok()));
             match last.filter(|_| found.has_more) {
                 Some(last) => request = request.starting_after(last),
                 None => return Ok(all),
@@ -472,7 +526,6 @@ impl Stripe {
             customer: charge.customer.map(|customer| customer.id().to_string()),
             amount: money(charge.amount_refunded, &charge.currency)?,
             whole: charge.refunded,
-            created: time(charge.created)?,
         }))
     }
 
@@ -526,6 +579,7 @@ impl Stripe {
             .unit_amount(units)
             .recurring(CreatePriceRecurring::new(CreatePriceRecurringInterval::Month))
             .lookup_key(name)
+            .transfer_lookup_key(true)
             .send(&self.client)
             .await?;
         price(made)
@@ -537,10 +591,11 @@ impl Stripe {
         let ours = items.iter().find(|item| self.plan_of(item.price.id.as_str()).is_some());
         let item =
             ours.or(items.first()).ok_or_else(|| Failure::Refused("a subscription to nothing".into()))?;
-        let amount = match item.price.unit_amount {
-            Some(units) => Some(money(units, &item.price.currency)?),
-            None => None,
-        };
+        let units = item
+            .price
+            .unit_amount
+            .and_then(|units| units.checked_mul(i64::try_from(item.quantity.unwrap_or(1)).ok()?));
+        let amount = units.map(|units| money(units, &item.price.currency)).transpose()?;
         let trial = match (found.trial_start, found.trial_end) {
             (Some(start), Some(end)) => Some((time(start)?, time(end)?)),
             _ => None,
@@ -555,7 +610,8 @@ impl Stripe {
             amount,
             period: Some((time(item.current_period_start)?, time(item.current_period_end)?)),
             trial,
-            cancels: found.cancel_at_period_end || found.cancel_at.is_some(),
+            cancels: found.cancel_at_period_end
+                || found.cancel_at.is_some_and(|end| end <= item.current_period_end),
             created: time(found.created)?,
         })
     }

@@ -6,7 +6,6 @@ use poem_openapi::{
     param::{Path, Query},
     types::Example,
 };
-use rust_decimal::Decimal;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use uuid::Uuid;
@@ -14,172 +13,32 @@ use uuid::Uuid;
 use super::{
     Plan, Use, invoices,
     limits::{self, page},
-    state::{Signal, SubscriptionState, TRIAL, next, read_only_from},
+    record::{Access, Record, find, lock, save},
+    state::{Signal, SubscriptionState, TRIAL, next},
     stripe::{Checkout, Failure, Trial},
     sync::{look, look_later},
-    trials,
 };
 use crate::{
     accounts::profile,
     api::Tag,
     app::App,
-    audit::{Actor, Changes},
+    audit::Actor,
     auth::{
         Can, Member,
         permissions::{BillingManage, BillingRead},
     },
-    db::{Row, TenantTx, Tx},
-    error::{Code, Error, Result},
-    events::{self, EventType},
+    db::TenantTx,
+    error::{Error, Result},
     http::{Body, Json},
-    organizations,
     page::{Page, Paging},
-    tenancy::{self, Tenant},
-    types::{Amount, Money, example, example_time, text_enum},
+    tenancy,
+    types::{Money, example, example_time},
 };
 
 /// How long one change at Stripe may take before others think that it is over.
 const CLAIM: TimeDelta = TimeDelta::minutes(1);
 /// Stripe takes no end of a trial that is nearer than this; one hour to spare.
 const NEAREST_TRIAL_END: TimeDelta = TimeDelta::hours(49);
-
-/// What is known of a subscription.
-#[derive(Clone, Debug)]
-pub struct Record {
-    pub organization: Uuid,
-    pub state: SubscriptionState,
-    /// What it entitles to; free where there is none.
-    pub plan: Plan,
-    /// Given by staff; wins.
-    pub plan_override: Option<Plan>,
-    /// At Stripe.
-    pub customer: Option<String>,
-    /// At Stripe; none for a trial without it.
-    pub subscription: Option<String>,
-    pub amount: Option<Money>,
-    pub period_start: Option<DateTime<Utc>>,
-    pub period_end: Option<DateTime<Utc>>,
-    pub trial_started_at: Option<DateTime<Utc>>,
-    pub trial_ends_at: Option<DateTime<Utc>>,
-    pub trial_reminded_at: Option<DateTime<Utc>>,
-    /// It ends with the period.
-    pub cancels: bool,
-    pub past_due_since: Option<DateTime<Utc>>,
-    pub read_only_from: Option<DateTime<Utc>>,
-    /// The page on which somebody may be paying now, and for what.
-    pub checkout: Option<(String, Plan)>,
-    pub look_applied: i64,
-    pub version: i64,
-}
-
-impl Record {
-    fn none(organization: Uuid) -> Self {
-        Self {
-            organization,
-            state: SubscriptionState::Free,
-            plan: Plan::Free,
-            plan_override: None,
-            customer: None,
-            subscription: None,
-            amount: None,
-            period_start: None,
-            period_end: None,
-            trial_started_at: None,
-            trial_ends_at: None,
-            trial_reminded_at: None,
-            cancels: false,
-            past_due_since: None,
-            read_only_from: None,
-            checkout: None,
-            look_applied: 0,
-            version: 0,
-        }
-    }
-
-    /// The plan in force.
-    pub fn plan_in_force(&self) -> Plan {
-        self.plan_override.unwrap_or(self.plan)
-    }
-
-    /// Leaves what a subscription that is over leaves.
-    pub fn end(&mut self) {
-        *self = Self {
-            plan_override: self.plan_override,
-            customer: self.customer.clone(),
-            trial_started_at: self.trial_started_at,
-            trial_ends_at: self.trial_ends_at,
-            checkout: self.checkout.clone(),
-            look_applied: self.look_applied,
-            version: self.version,
-            ..Self::none(self.organization)
-        };
-    }
-
-    /// Whether everything that Stripe decides is the same.
-    pub fn is_as(&self, other: &Self) -> bool {
-        let parts = |record: &Self| {
-            let Self { state, plan, amount, period_start, period_end, cancels, subscription, .. } =
-                record.clone();
-            (state, plan, amount, period_start, period_end, cancels, subscription, record.trial_ends_at)
-        };
-        parts(self) == parts(other)
-    }
-
-    /// In a few words, for reports.
-    pub fn summary(&self) -> String {
-        let ends = if self.cancels { ", ending" } else { "" };
-        match self.period_end {
-            Some(end) => format!("{} on {} to {}{ends}", self.state, self.plan, end.date_naive()),
-            None => format!("{} on {}{ends}", self.state, self.plan),
-        }
-    }
-
-    /// As the organization reads it.
-    fn told(&self, now: DateTime<Utc>) -> Told {
-        Told {
-            state: self.state,
-            plan: self.plan_in_force(),
-            access: match self.read_only_from {
-                Some(from) if from <= now => Access::ReadOnly,
-                _ => Access::Full,
-            },
-            price: self.amount.clone(),
-            period_start: self.period_start,
-            period_end: self.period_end,
-            trial_started_at: self.trial_started_at,
-            trial_ends_at: self.trial_ends_at.filter(|_| self.state == SubscriptionState::Trialing),
-            cancel_at_period_end: self.cancels,
-            past_due_since: self.past_due_since,
-            read_only_from: self.read_only_from,
-        }
-    }
-}
-
-text_enum! {
-    /// What the organization's members can do.
-    Access {
-        /// What their roles allow.
-        Full = "full",
-        /// Read, and mend the payment.
-        ReadOnly = "read_only",
-    }
-}
-
-/// What is told of a subscription, in events too.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Told {
-    state: SubscriptionState,
-    plan: Plan,
-    access: Access,
-    price: Option<Money>,
-    period_start: Option<DateTime<Utc>>,
-    period_end: Option<DateTime<Utc>>,
-    trial_started_at: Option<DateTime<Utc>>,
-    trial_ends_at: Option<DateTime<Utc>>,
-    cancel_at_period_end: bool,
-    past_due_since: Option<DateTime<Utc>>,
-    read_only_from: Option<DateTime<Utc>>,
-}
 
 /// An organization's subscription.
 #[derive(Clone, Debug, Serialize, Object)]
@@ -339,10 +198,7 @@ impl SubscriptionsApi {
     /// begins with one.
     #[oai(path = "/subscriptions/checkout", method = "post", operation_id = "start_checkout")]
     async fn checkout(&self, who: Can<BillingManage>, to: Body<PlanChoice>) -> Result<Json<CheckoutPage>> {
-        let claim = Claim::take(&who).await?;
-        let opened = open_checkout(&who, to.0.plan).await;
-        claim.release(&who.app).await;
-        opened.map(Json)
+        alone(&who, open_checkout(&who, to.0.plan)).await.map(Json)
     }
 
     /// Open the customer portal.
@@ -357,7 +213,13 @@ impl SubscriptionsApi {
         let customer = record
             .customer
             .ok_or_else(|| Error::conflict("Nothing was ever paid here; begin with a checkout."))?;
-        Ok(Json(PortalPage { url: stripe.open_portal(&customer, &page(&who.app)).await? }))
+        match stripe.open_portal(&customer, &page(&who.app)).await {
+            Ok(url) => Ok(Json(PortalPage { url })),
+            Err(Failure::Missing) => {
+                Err(Error::conflict("Stripe does not know this customer any more; begin with a checkout."))
+            }
+            Err(failure) => Err(failure.into()),
+        }
     }
 
     /// Go to a larger plan.
@@ -365,10 +227,7 @@ impl SubscriptionsApi {
     /// The difference for the rest of the period is charged at once; if that fails nothing changes.
     #[oai(path = "/subscriptions/upgrade", method = "post", operation_id = "upgrade_subscription")]
     async fn upgrade(&self, who: Can<BillingManage>, to: Body<PlanChoice>) -> Result<Json<Subscription>> {
-        let claim = Claim::take(&who).await?;
-        let changed = change_plan(&who, to.0.plan, true).await;
-        claim.release(&who.app).await;
-        changed.map(Json)
+        alone(&who, change_plan(&who, to.0.plan, true)).await.map(Json)
     }
 
     /// Go to a smaller plan.
@@ -377,28 +236,19 @@ impl SubscriptionsApi {
     /// is used than the smaller plan allows: `details.over` lists it.
     #[oai(path = "/subscriptions/downgrade", method = "post", operation_id = "downgrade_subscription")]
     async fn downgrade(&self, who: Can<BillingManage>, to: Body<PlanChoice>) -> Result<Json<Subscription>> {
-        let claim = Claim::take(&who).await?;
-        let changed = change_plan(&who, to.0.plan, false).await;
-        claim.release(&who.app).await;
-        changed.map(Json)
+        alone(&who, change_plan(&who, to.0.plan, false)).await.map(Json)
     }
 
     /// Cancel the subscription.
     #[oai(path = "/subscriptions/cancel", method = "post", operation_id = "cancel_subscription")]
     async fn cancel(&self, who: Can<BillingManage>, when: Body<Cancellation>) -> Result<Json<Subscription>> {
-        let claim = Claim::take(&who).await?;
-        let canceled = cancel(&who, when.0.immediately).await;
-        claim.release(&who.app).await;
-        canceled.map(Json)
+        alone(&who, cancel(&who, when.0.immediately)).await.map(Json)
     }
 
     /// Take a cancellation back, while the period that is paid lasts.
     #[oai(path = "/subscriptions/reactivate", method = "post", operation_id = "reactivate_subscription")]
     async fn reactivate(&self, who: Can<BillingManage>) -> Result<Json<Subscription>> {
-        let claim = Claim::take(&who).await?;
-        let reactivated = reactivate(&who).await;
-        claim.release(&who.app).await;
-        reactivated.map(Json)
+        alone(&who, reactivate(&who)).await.map(Json)
     }
 
     /// List invoices, the newest first.
@@ -442,10 +292,21 @@ impl SubscriptionsApi {
 
 /// Whether an owner has another organization on a trial that nobody pays for.
 async fn tries_another(tx: &TenantTx, owner: Uuid) -> Result<bool> {
+    // Two at once come one after the other.
+    tx.query("select id from platform.users where id = $1 for no key update", &[&owner]).await?;
     let sql = "select 1 from platform.subscriptions s join platform.organization_members m \
          on m.organization_id = s.organization_id and m.user_id = $2 and m.role = 'owner' \
+         join platform.organizations o on o.id = s.organization_id and o.deleted_at is null \
          where s.organization_id <> $1 and s.state = 'trialing' and s.stripe_subscription_id is null limit 1";
     Ok(tx.query_opt(sql, &[&tx.organization(), &owner]).await?.is_some())
+}
+
+/// Does something that nobody else may do to the same subscription at the same time.
+async fn alone<T>(who: &Member, work: impl Future<Output = Result<T>>) -> Result<T> {
+    let claim = Claim::take(who).await?;
+    let done = work.await;
+    claim.release(&who.app).await;
+    done
 }
 
 /// The right to change a subscription at Stripe: one at a time has it.
@@ -505,7 +366,7 @@ async fn open_checkout(who: &Member, plan: Plan) -> Result<CheckoutPage> {
     let price = price_of(app, plan)?;
     // Somebody may have paid a moment ago, and nobody must pay twice.
     let unpaid = || async {
-        let record = look(app, tenant, &Actor::from(who)).await?.record;
+        let record = look(app, tenant, &Actor::system()).await?.record;
         match record.subscription {
             Some(_) => Err(Error::conflict("There is a subscription already; upgrade or downgrade it.")),
             None => Ok(record),
@@ -526,11 +387,16 @@ async fn open_checkout(who: &Member, plan: Plan) -> Result<CheckoutPage> {
     }
     let customer = match record.customer {
         Some(customer) => customer,
-        None => link_customer(who).await?,
+        None => {
+            let customer = link_customer(who).await?;
+            // It may be one of before, and pay already.
+            record = unpaid().await?;
+            customer
+        }
     };
     let now = app.clock.now();
     let trial = match record.trial_ends_at.filter(|_| record.state == SubscriptionState::Trialing) {
-        Some(end) if end > now + NEAREST_TRIAL_END => Trial::Until(end),
+        Some(end) if end > now + NEAREST_TRIAL_END && plan.has_trial() => Trial::Until(end),
         Some(_) => Trial::None,
         None if record.trial_started_at.is_none() && plan.has_trial() => {
             Trial::Days(TRIAL.num_days().unsigned_abs() as u32)
@@ -549,6 +415,11 @@ async fn open_checkout(who: &Member, plan: Plan) -> Result<CheckoutPage> {
         })
         .await?;
     let tx = who.begin().await?;
+    lock(&tx, tenant.id()).await?;
+    if tenancy::is_deleted(&tx, tenant.id()).await? {
+        stripe.close_checkout(&opened.id).await?;
+        return Err(tenancy::unknown());
+    }
     tx.execute(
         "update platform.subscriptions set checkout_session_id = $2, checkout_plan = $3 where organization_id = $1",
         &[&tenant.id(), &opened.id, &plan],
@@ -569,6 +440,7 @@ async fn link_customer(who: &Member) -> Result<String> {
     drop(tx);
     let customer = who.app.stripe()?.customer_for(tenant.id(), &name, email.as_ref()).await?;
     let tx = who.begin().await?;
+    lock(&tx, tenant.id()).await?;
     tx.execute(
         "update platform.subscriptions set stripe_customer_id = $2 where organization_id = $1",
         &[&tenant.id(), &customer],
@@ -634,7 +506,11 @@ async fn change_plan(who: &Member, plan: Plan, larger: bool) -> Result<Subscript
     let (stripe, price) = (app.stripe()?, price_of(app, plan)?);
     let there = stripe.subscription(&id).await?;
     let changed = match &there {
-        Some(there) if there.price != price => stripe.change_price(there, price, larger).await.map(drop),
+        Some(there) if there.price != price => {
+            // What has no trial is paid from now on.
+            let end_trial = before.state == SubscriptionState::Trialing && !plan.has_trial();
+            stripe.change_price(there, price, larger, end_trial).await
+        }
         _ => Ok(()),
     };
     conclude(who, changed, |record| record.plan == plan).await
@@ -666,13 +542,13 @@ async fn cancel(who: &Member, immediately: bool) -> Result<Subscription> {
     let stripe = app.stripe()?;
     let canceled = match immediately {
         true => stripe.cancel(&id).await,
-        false => stripe.cancel_at_period_end(&id, true).await,
+        false => stripe.cancel_at_period_end(&id).await,
     };
     let done = |record: &Record| match immediately {
         true => record.subscription.as_ref() != Some(&id),
         false => record.cancels || record.subscription.as_ref() != Some(&id),
     };
-    conclude(who, canceled.map(drop), done).await
+    conclude(who, canceled, done).await
 }
 
 /// Takes a cancellation back.
@@ -686,9 +562,9 @@ async fn reactivate(who: &Member) -> Result<Subscription> {
             _ => "The subscription is not canceled.",
         }));
     };
-    let reactivated = who.app.stripe()?.cancel_at_period_end(&id, false).await;
+    let reactivated = who.app.stripe()?.go_on(&id).await;
     let done = |record: &Record| record.subscription.as_ref() == Some(&id) && !record.cancels;
-    conclude(who, reactivated.map(drop), done).await
+    conclude(who, reactivated, done).await
 }
 
 /// Looks at what came of a change at Stripe. What was answered with an error may have been carried out.
@@ -731,196 +607,4 @@ async fn shown(tx: &TenantTx, app: &App, record: &Record) -> Result<Subscription
         read_only_from: told.read_only_from,
         limits: limits::ask_all(tx, app).await?,
     })
-}
-
-const COLUMNS: &str = "organization_id, state, plan, plan_override, stripe_customer_id, stripe_subscription_id, amount, \
-     currency, period_start, period_end, trial_started_at, trial_ends_at, trial_reminded_at, cancel_at_period_end, \
-     past_due_since, read_only_from, checkout_session_id, checkout_plan, look_applied, version";
-
-fn from_row(row: &Row) -> Result<Record> {
-    let amount: Option<Decimal> = row.try_get("amount")?;
-    let amount = match amount {
-        Some(amount) => Some(Money { amount: Amount::from(amount), currency: row.try_get("currency")? }),
-        None => None,
-    };
-    let (session, of): (Option<String>, Option<Plan>) =
-        (row.try_get("checkout_session_id")?, row.try_get("checkout_plan")?);
-    Ok(Record {
-        organization: row.try_get("organization_id")?,
-        state: row.try_get("state")?,
-        plan: row.try_get("plan")?,
-        plan_override: row.try_get("plan_override")?,
-        customer: row.try_get("stripe_customer_id")?,
-        subscription: row.try_get("stripe_subscription_id")?,
-        amount,
-        period_start: row.try_get("period_start")?,
-        period_end: row.try_get("period_end")?,
-        trial_started_at: row.try_get("trial_started_at")?,
-        trial_ends_at: row.try_get("trial_ends_at")?,
-        trial_reminded_at: row.try_get("trial_reminded_at")?,
-        cancels: row.try_get("cancel_at_period_end")?,
-        past_due_since: row.try_get("past_due_since")?,
-        read_only_from: row.try_get("read_only_from")?,
-        checkout: session.zip(of),
-        look_applied: row.try_get("look_applied")?,
-        version: row.try_get("version")?,
-    })
-}
-
-/// What is known of an organization's subscription.
-pub async fn find(tx: &Tx, organization: Uuid) -> Result<Record> {
-    let sql = format!("select {COLUMNS} from platform.subscriptions where organization_id = $1");
-    match tx.query_opt(&sql, &[&organization]).await? {
-        Some(row) => from_row(&row),
-        None => Ok(Record::none(organization)),
-    }
-}
-
-/// The same to be changed: with its row, made where there is none, and the organization's locked.
-pub async fn lock(tx: &Tx, organization: Uuid) -> Result<Record> {
-    organizations::lock(tx, organization).await?;
-    tx.execute(
-        "insert into platform.subscriptions (organization_id, updated_at) values ($1, now()) on conflict do nothing",
-        &[&organization],
-    )
-    .await?;
-    find(tx, organization).await
-}
-
-/// The subscriptions of customers at Stripe, after an organization, so many at most.
-pub async fn linked(tx: &Tx, after: Uuid, most: i64) -> Result<Vec<Record>> {
-    let sql = format!(
-        "select {COLUMNS} from platform.subscriptions where stripe_customer_id is not null \
-         and organization_id > $1 order by organization_id limit $2"
-    );
-    tx.query(&sql, &[&after, &most]).await?.iter().map(from_row).collect()
-}
-
-/// The organization that a customer at Stripe stands for.
-pub async fn organization_of(tx: &Tx, customer: &str) -> Result<Option<Uuid>> {
-    let sql = "select organization_id from platform.subscriptions where stripe_customer_id = $1";
-    tx.query_opt(sql, &[&customer]).await?.map(|row| Ok(row.try_get("organization_id")?)).transpose()
-}
-
-/// Writes a subscription down if it is not as it was, puts its plan in force and tells of both.
-pub async fn save(
-    tx: &TenantTx,
-    app: &App,
-    who: &Actor,
-    before: &Record,
-    mut after: Record,
-) -> Result<Record> {
-    let (organization, now) = (tx.organization(), app.clock.now());
-    let still_paused = after.state == SubscriptionState::Paused && before.state == after.state;
-    after.read_only_from = match after.plan_override {
-        // What staff give does not depend on what is paid.
-        Some(_) => None,
-        None if still_paused && before.read_only_from.is_some() => before.read_only_from,
-        None => read_only_from(after.state, after.past_due_since, now),
-    };
-    let (was, is) = (before.told(now), after.told(now));
-    // What is written but not told.
-    let linked = (&before.customer, &before.subscription) == (&after.customer, &after.subscription);
-    if was != is || before.plan != after.plan || !linked {
-        after.version += 1;
-    }
-    store(tx, &after, now).await?;
-    if (before.state, before.trial_ends_at) != (after.state, after.trial_ends_at) {
-        trials::watch(tx, app, &after).await?;
-    }
-    if before.plan_in_force() != after.plan_in_force() {
-        put_plan(tx, app, who, after.plan_in_force()).await?;
-    }
-    if was != is {
-        tenancy::changed(tx, organization).await?;
-        let changes = Changes::between(&was, &is);
-        events::record(tx, app, who.clone(), EventType::SubscriptionUpdated, organization, changes).await?;
-    }
-    Ok(after)
-}
-
-/// Puts a plan in force.
-async fn put_plan(tx: &TenantTx, app: &App, who: &Actor, plan: Plan) -> Result<()> {
-    let organization = tx.organization();
-    let sql = "select plan, status from platform.organizations where id = $1";
-    let row = tx.query_one(sql, &[&organization]).await?;
-    let (was, status): (Plan, String) = (row.try_get("plan")?, row.try_get("status")?);
-    if was == plan {
-        return Ok(());
-    }
-    tx.execute(
-        "update platform.organizations set plan = $2, version = version + 1, updated_at = $3 where id = $1",
-        &[&organization, &plan, &app.clock.now()],
-    )
-    .await?;
-    tenancy::changed(tx, organization).await?;
-    let told = |plan: Plan| json!({"plan": plan, "status": status});
-    let changes = Changes::between(&told(was), &told(plan));
-    events::record(tx, app, who.clone(), EventType::OrganizationPlanChanged, organization, changes).await?;
-    if plan < was {
-        limits::warn_of_all(tx, app).await?;
-    }
-    Ok(())
-}
-
-/// Gives an organization a plan whatever is paid for, or takes that back.
-pub async fn override_plan(tx: &TenantTx, app: &App, who: &Actor, plan: Option<Plan>) -> Result<()> {
-    let before = lock(tx, tx.organization()).await?;
-    let mut after = before.clone();
-    after.plan_override = plan;
-    save(tx, app, who, &before, after).await?;
-    Ok(())
-}
-
-async fn store(tx: &Tx, record: &Record, now: DateTime<Utc>) -> Result<()> {
-    let (session, of) = record.checkout.clone().unzip();
-    tx.execute(
-        "update platform.subscriptions set state = $2, plan = $3, plan_override = $4, stripe_customer_id = $5, \
-         stripe_subscription_id = $6, amount = $7, currency = $8, period_start = $9, period_end = $10, \
-         trial_started_at = $11, trial_ends_at = $12, trial_reminded_at = $13, cancel_at_period_end = $14, \
-         past_due_since = $15, read_only_from = $16, checkout_session_id = $17, checkout_plan = $18, version = $19, \
-         updated_at = case when version = $19 then updated_at else $20 end where organization_id = $1",
-        &[
-            &record.organization,
-            &record.state,
-            &record.plan,
-            &record.plan_override,
-            &record.customer,
-            &record.subscription,
-            &record.amount.as_ref().map(|money| money.amount.decimal()),
-            &record.amount.as_ref().map(|money| money.currency.to_string()),
-            &record.period_start,
-            &record.period_end,
-            &record.trial_started_at,
-            &record.trial_ends_at,
-            &record.trial_reminded_at,
-            &record.cancels,
-            &record.past_due_since,
-            &record.read_only_from,
-            &session,
-            &of,
-            &record.version,
-            &now,
-        ],
-    )
-    .await?;
-    Ok(())
-}
-
-/// Refuses where writes are refused because a payment is owed.
-pub fn check_writable(app: &App, tenant: &Tenant) -> Result<()> {
-    match tenant.read_only_from() {
-        Some(from) if from <= app.clock.now() => Err(owed(app, from)),
-        _ => Ok(()),
-    }
-}
-
-fn owed(app: &App, since: DateTime<Utc>) -> Error {
-    Error::new(
-        Code::PaymentRequired,
-        "A payment is owed: everything can be read, nothing can be changed until it is made.",
-    )
-    .with_details(
-        json!({"read_only_from": since, "pay_at": page(app), "portal": "/api/v1/subscriptions/portal"}),
-    )
 }

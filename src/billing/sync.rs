@@ -8,15 +8,17 @@
 //! found; should it have been the better one, then because something changed at Stripe after the newer
 //! one had begun, and the event of that change brings the next look.
 
+use std::cmp::Reverse;
+
 use chrono::TimeDelta;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::{
     Plan, Stripe,
+    record::{self, Record},
     state::{Signal, Status, SubscriptionState, next},
     stripe::{Failure, Seen},
-    subscriptions::{self, Record},
 };
 use crate::{
     app::App,
@@ -24,7 +26,7 @@ use crate::{
     db::{PlatformTx, TenantTx, Tx},
     error::{Error, Result},
     jobs::{self, Policy, Running, Terms, Work},
-    tenancy::Tenant,
+    tenancy::{self, Tenant},
 };
 
 /// What came of a look.
@@ -35,43 +37,52 @@ pub struct Look {
     pub changed: bool,
 }
 
-/// Looks at an organization's subscriptions and writes down what is there.
+/// Looks at an organization's subscriptions and writes down what is there. What goes on to be paid for an
+/// organization that was deleted is stopped.
 pub async fn look(app: &App, tenant: &Tenant, who: &Actor) -> Result<Look> {
+    let look = look_only(app, tenant, who).await?;
+    if tenant.is_deleted() && look.record.subscription.is_some() && !look.record.cancels {
+        let tx = tenant.begin().await?;
+        enqueue_stop(&tx, app).await?;
+        tx.commit_aside().await?;
+    }
+    Ok(look)
+}
+
+async fn look_only(app: &App, tenant: &Tenant, who: &Actor) -> Result<Look> {
     let stripe = app.stripe()?;
     let (number, customer) = begin(app, tenant.id()).await?;
     let Some(customer) = customer else {
         let tx = app.db.begin().await?;
-        let record = subscriptions::find(&tx, tenant.id()).await?;
+        let record = record::find(&tx, tenant.id()).await?;
         return Ok(Look { record, changed: false });
     };
-    let (seen, gone) = match stripe.subscriptions_of(&customer).await {
-        Ok(seen) => (seen, false),
+    let seen = match stripe.subscriptions_of(&customer).await {
         // The customer was deleted, with all subscriptions.
-        Err(Failure::Missing) => (Vec::new(), true),
-        Err(failure) => return Err(failure.into()),
+        Err(Failure::Missing) => Vec::new(),
+        seen => seen?,
     };
-    // Ended subscriptions outlive their customer.
-    let gone = gone || (choose(&seen).is_none() && stripe.customer(&customer).await?.is_none());
-    findings(stripe, &seen);
+    // Nobody is unlinked because Stripe does not know them: it may be the wrong account that was asked.
+    let gone = seen.iter().all(|seen| !is_open(seen)) && stripe.was_deleted(&customer).await?;
     let tx = tenant.begin().await?;
-    let mut before = subscriptions::lock(&tx, tenant.id()).await?;
+    let mut before = record::lock(&tx, tenant.id()).await?;
     // A link that was changed while we looked.
     if before.customer.as_deref() != Some(customer.as_str()) || before.look_applied > number {
         return Ok(Look { record: before, changed: false });
     }
     before.look_applied = number;
-    let mut after = agree(app, stripe, &before, choose(&seen));
+    let mut after = agree(app, stripe, &before, &seen);
     if gone {
         (after.customer, after.checkout) = (None, None);
     }
-    let record = subscriptions::save(&tx, app, who, &before, after).await?;
-    if tenant.is_deleted() && record.subscription.is_some() && !record.cancels {
-        enqueue_stop(&tx, app).await?;
-    }
+    let record = record::save(&tx, app, who, &before, after).await?;
     let changed = record.version != before.version;
-    mark(&tx, app, tenant.id(), number).await?;
-    tx.commit().await?;
+    // Not the change that the request is about: that was made at Stripe, or was not.
+    tx.commit_aside().await?;
     app.directory.forget(tenant.id());
+    for told in findings(stripe, &seen) {
+        tracing::error!(customer, "a customer at Stripe {told}");
+    }
     Ok(Look { record, changed })
 }
 
@@ -92,17 +103,14 @@ async fn begin(app: &App, organization: Uuid) -> Result<(i64, Option<String>)> {
     }
 }
 
-async fn mark(tx: &TenantTx, app: &App, organization: Uuid, number: i64) -> Result<()> {
-    tx.execute(
-        "update platform.subscriptions set look_applied = $2, synced_at = $3 where organization_id = $1",
-        &[&organization, &number, &app.clock.now()],
-    )
-    .await?;
-    Ok(())
+fn is_open(seen: &Seen) -> bool {
+    !matches!(seen.status, Status::Ended | Status::Incomplete)
 }
 
-/// The subscription that counts: the best of those that have not ended, of equals the oldest.
-pub fn choose(seen: &[Seen]) -> Option<&Seen> {
+/// The subscription that counts: one for a plan before any other, what is paid before what is owed, the
+/// larger plan before the smaller, and of equals the oldest. What is for no plan counts for nothing, unless
+/// it counted before its price was forgotten.
+fn choose<'a>(stripe: &Stripe, before: &Record, seen: &'a [Seen]) -> Option<&'a Seen> {
     let worth = |status: Status| match status {
         Status::Active | Status::Trialing => 4,
         Status::PastDue => 3,
@@ -110,31 +118,36 @@ pub fn choose(seen: &[Seen]) -> Option<&Seen> {
         Status::Paused => 1,
         Status::Incomplete | Status::Ended => 0,
     };
-    let open = seen.iter().filter(|seen| worth(seen.status) > 0);
-    open.min_by_key(|seen| (-worth(seen.status), seen.created, seen.id.clone()))
+    let plan = |seen: &Seen| stripe.plan_of(&seen.price);
+    let ours = |seen: &&Seen| plan(seen).is_some() || before.subscription.as_ref() == Some(&seen.id);
+    seen.iter().filter(|seen| is_open(seen)).filter(ours).min_by_key(|seen| {
+        (Reverse(plan(seen).is_some()), Reverse((worth(seen.status), plan(seen))), seen.created, &seen.id)
+    })
 }
 
 /// What is not as it should be, and not ours to mend.
 pub fn findings(stripe: &Stripe, seen: &[Seen]) -> Vec<String> {
-    let open: Vec<&Seen> =
-        seen.iter().filter(|seen| !matches!(seen.status, Status::Ended | Status::Incomplete)).collect();
+    let open: Vec<&Seen> = seen.iter().filter(|seen| is_open(seen)).collect();
     let mut findings = Vec::new();
     if open.len() > 1 {
         let ids: Vec<&str> = open.iter().map(|seen| seen.id.as_str()).collect();
         findings.push(format!("pays for {} subscriptions: {}", open.len(), ids.join(", ")));
     }
     for seen in open.iter().filter(|seen| stripe.plan_of(&seen.price).is_none()) {
-        findings.push(format!("{} is for the price {}, which is no plan's", seen.id, seen.price));
-    }
-    for told in &findings {
-        tracing::error!(customer = open.first().map(|seen| seen.customer.as_str()), "a customer {told}");
+        findings.push(format!("pays {} for the price {}, which is no plan's", seen.id, seen.price));
     }
     findings
 }
 
+/// Those that go on to be charged.
+pub fn charged(seen: &[Seen]) -> impl Iterator<Item = &Seen> {
+    seen.iter().filter(|seen| is_open(seen) && !seen.cancels)
+}
+
 /// What is known, made to agree with what was seen.
-pub fn agree(app: &App, stripe: &Stripe, before: &Record, seen: Option<&Seen>) -> Record {
+pub fn agree(app: &App, stripe: &Stripe, before: &Record, seen: &[Seen]) -> Record {
     let mut after = before.clone();
+    let seen = choose(stripe, before, seen);
     let status = match seen {
         Some(seen) => seen.status,
         // A trial without Stripe goes on while there is nothing at Stripe.
@@ -196,31 +209,35 @@ impl Work for StopBilling {
 
     async fn run(self, job: &Running) -> anyhow::Result<()> {
         let app = &*job.app;
-        let Some(tenant) = job.tenant().await?.filter(Tenant::is_deleted) else { return Ok(()) };
-        let record = look(app, &tenant, &Actor::system()).await?.record;
-        let Some(id) = record.subscription else {
-            // A page on which somebody could still pay.
-            if let Some((page, _)) = record.checkout
-                && app.stripe()?.checkout(&page).await?.is_some_and(|page| page.is_open)
-            {
-                app.stripe()?.close_checkout(&page).await?;
-            }
-            return Ok(());
-        };
-        match record.state {
-            // What is owed is not collected any more.
-            SubscriptionState::PastDue | SubscriptionState::Paused => app.stripe()?.cancel(&id).await?,
-            _ if record.cancels => return Ok(()),
-            _ => app.stripe()?.cancel_at_period_end(&id, true).await?,
-        };
-        look(app, &tenant, &Actor::system()).await?;
+        let Some(tenant) = job.tenant().await? else { return Ok(()) };
+        let tx = tenant.begin().await?;
+        // It may have been restored, and the directory may not have heard yet.
+        let deleted = tenancy::is_deleted(&tx, tenant.id()).await?;
+        let record = record::find(&tx, tenant.id()).await?;
+        drop(tx);
+        let (true, Some(customer)) = (deleted, record.customer) else { return Ok(()) };
+        let stripe = app.stripe()?;
+        // A page on which somebody could still pay.
+        if let Some((page, _)) = record.checkout
+            && stripe.checkout(&page).await?.is_some_and(|page| page.is_open)
+        {
+            stripe.close_checkout(&page).await?;
+        }
+        for seen in charged(&stripe.subscriptions_of(&customer).await?) {
+            match seen.status {
+                Status::Active | Status::Trialing => stripe.cancel_at_period_end(&seen.id).await?,
+                // What is owed is not collected any more.
+                _ => stripe.cancel(&seen.id).await?,
+            };
+        }
+        look_only(app, &tenant, &Actor::system()).await?;
         Ok(())
     }
 }
 
 /// Has the payments of the transaction's organization end, if there are any.
 pub async fn stop_billing(tx: &TenantTx, app: &App) -> Result<()> {
-    let record = subscriptions::find(tx, tx.organization()).await?;
+    let record = record::find(tx, tx.organization()).await?;
     match record.customer {
         Some(_) => enqueue_stop(tx, app).await,
         None => Ok(()),
@@ -264,19 +281,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_best_subscription_counts_and_of_equals_the_oldest() {
+    fn the_subscription_that_counts_is_the_best_for_a_plan() {
+        let stripe = Stripe::for_test(&[(Plan::Starter, "s"), (Plan::Professional, "p")]);
         let now = Utc::now();
-        let seen = |id: &str, status, age| Seen::for_test(id, status, now - TimeDelta::days(age));
-        let chosen = |all: &[Seen]| choose(all).map(|seen| seen.id.clone());
+        let seen =
+            |id: &str, price, status, age| Seen::for_test(id, price, status, now - TimeDelta::days(age));
+        let mut before = Record::none(Uuid::nil());
         let all = [
-            seen("ended", Status::Ended, 9),
-            seen("due", Status::PastDue, 8),
-            seen("new", Status::Active, 1),
-            seen("old", Status::Active, 2),
+            seen("ended", "p", Status::Ended, 9),
+            seen("other", "x", Status::Active, 8),
+            seen("due", "p", Status::PastDue, 7),
+            seen("small", "s", Status::Active, 6),
+            seen("old", "p", Status::Active, 2),
+            seen("new", "p", Status::Trialing, 1),
         ];
-        assert_eq!(chosen(&all).as_deref(), Some("old"));
-        assert_eq!(chosen(&all[..2]).as_deref(), Some("due"));
-        assert_eq!(chosen(&all[..1]), None);
-        assert_eq!(chosen(&[seen("unpaid yet", Status::Incomplete, 0)]), None);
+        let chosen = |before: &Record, all: &[Seen]| choose(&stripe, before, all).map(|seen| seen.id.clone());
+        assert_eq!(chosen(&before, &all).as_deref(), Some("old"));
+        assert_eq!(chosen(&before, &all[..4]).as_deref(), Some("small"));
+        assert_eq!(chosen(&before, &all[..3]).as_deref(), Some("due"));
+        assert_eq!(chosen(&before, &all[..2]), None, "what is for no plan buys none");
+        before.subscription = Some("other".into());
+        assert_eq!(chosen(&before, &all[..2]).as_deref(), Some("other"), "unless it did before");
+        assert_eq!(chosen(&before, &[seen("unpaid yet", "p", Status::Incomplete, 0)]), None);
     }
 }

@@ -9,8 +9,8 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::{
+    record::{self, Record},
     state::{Signal, SubscriptionState, next},
-    subscriptions::{self, Record},
     sync,
 };
 use crate::{
@@ -72,7 +72,7 @@ impl Work for LookAtTrial {
         let app = &*job.app;
         let Some(tenant) = job.tenant().await? else { return Ok(()) };
         let tx = tenant.begin().await?;
-        let before = subscriptions::lock(&tx, tenant.id()).await?;
+        let before = record::lock(&tx, tenant.id()).await?;
         let over = before.trial_ends_at.is_some_and(|end| end <= app.clock.now());
         if before.state != SubscriptionState::Trialing {
             return Ok(());
@@ -94,7 +94,7 @@ impl Work for LookAtTrial {
             after.state = state;
             after.end();
         }
-        subscriptions::save(&tx, app, &Actor::system(), &before, after).await?;
+        record::save(&tx, app, &Actor::system(), &before, after).await?;
         tx.commit().await?;
         app.directory.forget(tenant.id());
         Ok(())
@@ -104,7 +104,7 @@ impl Work for LookAtTrial {
 /// Tells that a trial ends soon, once.
 pub async fn remind(app: &App, tenant: &Tenant) -> Result<()> {
     let tx = tenant.begin().await?;
-    let record = subscriptions::lock(&tx, tenant.id()).await?;
+    let record = record::lock(&tx, tenant.id()).await?;
     remind_within(&tx, app, &record).await?;
     tx.commit().await
 }
@@ -117,7 +117,7 @@ async fn remind_within(tx: &TenantTx, app: &App, record: &Record) -> Result<()> 
     }
     let mut reminded = record.clone();
     reminded.trial_reminded_at = Some(now);
-    subscriptions::save(tx, app, &Actor::system(), record, reminded.clone()).await?;
+    record::save(tx, app, &Actor::system(), record, reminded.clone()).await?;
     let goes_on = record.subscription.is_some() && !record.cancels;
     let told =
         json!({"plan": record.plan_in_force(), "trial_ends_at": record.trial_ends_at, "goes_on": goes_on});

@@ -3,7 +3,7 @@
 mod etag;
 mod front;
 mod idempotency;
-mod payload;
+pub mod payload;
 mod server;
 
 pub use etag::IfMatch;

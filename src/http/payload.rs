@@ -89,7 +89,7 @@ impl<E: Endpoint> Endpoint for Buffered<E> {
 }
 
 /// All bytes of a body that may have at most `limit`.
-pub(super) async fn read(body: poem::Body, limit: usize) -> Result<Vec<u8>, Error> {
+pub async fn read(body: poem::Body, limit: usize) -> Result<Vec<u8>, Error> {
     let mut stream = body.into_bytes_stream();
     let mut bytes = Vec::new();
     while let Some(piece) = stream.next().await {

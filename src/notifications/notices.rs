@@ -34,6 +34,8 @@ text_enum! {
         TrialEnding = "trial_ending",
         /// A payment failed.
         PaymentFailed = "payment_failed",
+        /// Nothing can be changed any more, as a payment is owed.
+        ReadOnly = "read_only",
         /// A payment is contested.
         PaymentDisputed = "payment_disputed",
         /// Most of what the plan allows of something is used.
@@ -58,6 +60,7 @@ impl NoticeKind {
             Self::TrialEnding
             | Self::PaymentFailed
             | Self::PaymentDisputed
+            | Self::ReadOnly
             | Self::LimitApproached
             | Self::LimitReached => Permission::BillingRead,
             Self::WeeklyReport => Permission::AnalyticsRead,

@@ -47,6 +47,9 @@ pub fn notices(event: &Event) -> Vec<Notice> {
                 notice.with("plan", text_of(event, "plan")).with("date", &date).with("then", then)
             })
         }
+        EventType::SubscriptionUpdated if event.changes["access"]["after"] == "read_only" => {
+            holders(NoticeKind::ReadOnly, Permission::BillingRead)
+        }
         EventType::InvoicePaymentFailed => holders(NoticeKind::PaymentFailed, Permission::BillingRead)
             .map(|notice| notice.with("amount", &money(&event.data["amount_due"]))),
         EventType::PaymentDisputed => {

@@ -17,7 +17,7 @@ pub use resolve::{RESERVED, is_domain, resolve};
 
 use crate::{
     billing::{Feature, Plan},
-    db::{PlatformTx, Schema, TenantDoor, TenantTx},
+    db::{PlatformTx, Schema, TenantDoor, TenantTx, Tx},
     error::{Code, Error, Result},
 };
 
@@ -93,6 +93,12 @@ impl Tenant {
     pub async fn begin(&self) -> Result<TenantTx> {
         self.door.begin(self.entry.schema, self.entry.id).await
     }
+}
+
+/// Whether an organization was deleted, by the database and not by what the directory remembers.
+pub async fn is_deleted(tx: &Tx, organization: Uuid) -> Result<bool> {
+    let sql = "select deleted_at is not null from platform.organizations where id = $1";
+    Ok(tx.query_one(sql, &[&organization]).await?.try_get(0)?)
 }
 
 /// The answer for an organization that there is not, or that the caller has no business with.

@@ -1112,6 +1112,7 @@ impl Desk {
             "items",
             "proration_behavior",
             "payment_behavior",
+            "cancel_at",
             "cancel_at_period_end",
             "cancellation_details",
             "trial_end",
@@ -1146,6 +1147,10 @@ impl Desk {
                 after["cancellation_details"]["reason"] = Value::Null;
             }
             Some(_) | None => {}
+        }
+        if field(fields, "cancel_at") == Some("") {
+            after["cancel_at"] = Value::Null;
+            after["canceled_at"] = Value::Null;
         }
         merge(fields, "cancellation_details", after["cancellation_details"].as_object_mut().unwrap());
         let trial_ends = field(fields, "trial_end") == Some("now") && before["status"] == "trialing";
