@@ -2056,3 +2056,40 @@ async fn a_webhook_of_any_length_is_not_read_to_its_end() {
         .await
         .refused(413, "PAYLOAD_TOO_LARGE");
 }
+
+#[tokio::test]
+async fn prices_are_made_at_stripe_once_and_compared_with_the_plans() {
+    let (app, stripe) = pair(|_| {});
+    let run = |what: &str, prices: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rowhouse"));
+        command.args(["stripe", what]).env_clear().env("DATABASE_URL", app.database());
+        command.env("ROWHOUSE_SECRET_KEY", "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=");
+        command.env("STRIPE_SECRET_KEY", SECRET_KEY).env("STRIPE_WEBHOOK_SECRET", WEBHOOK_SECRET);
+        command.env("STRIPE_BASE_URL", stripe.base_url()).env("LOG_LEVEL", "off");
+        for line in prices.lines() {
+            let (name, value) = line.split('#').next().unwrap().split_once('=').unwrap();
+            command.env(name, value.trim());
+        }
+        let output = command.output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8(said).unwrap())
+    };
+    let (made, prices) = run("setup", "");
+    assert!(made && prices.contains("STRIPE_PRICE_STARTER=price_"), "{prices}");
+    assert!(prices.contains("# SGD 49.00 a month") && prices.lines().count() == 2, "{prices}");
+    assert_eq!(run("setup", ""), (true, prices.clone()), "what is there is found again");
+    let (agrees, said) = run("check", &prices);
+    assert!(agrees && said.contains("Stripe charges what the plans show."), "{said}");
+    app.sql("update platform.plans set price_amount = 59 where name = 'starter'").await;
+    let (agrees, said) = run("check", &prices);
+    assert!(
+        !agrees && said.contains("Stripe charges SGD 49.00 for starter, the plan shows SGD 59.00"),
+        "{said}"
+    );
+    let (made, dearer) = run("setup", "");
+    assert!(made && dearer.contains("# SGD 59.00 a month"), "{dearer}");
+    assert_eq!(prices.lines().nth(1), dearer.lines().nth(1), "the other price is as it was");
+    assert!(run("check", &dearer).0);
+    let (agrees, said) = run("check", "");
+    assert!(!agrees && said.contains("STRIPE_PRICE_PROFESSIONAL is missing: nobody can buy"), "{said}");
+}

@@ -52,7 +52,7 @@ impl Resource {
         }
     }
 
-    /// An expression for what is used. `$1` is the organization, `$2` now.
+    /// An expression for what is used. `$1` is the organization, `present.now` the time.
     fn used(self, app: &App) -> &'static str {
         if let Some(count) = app.count_of(self) {
             return count;
@@ -61,11 +61,11 @@ impl Resource {
             Self::Users => {
                 "(select count(*) from platform.organization_members where organization_id = $1) \
                  + (select count(*) from platform.invitations where organization_id = $1 and accepted_at is null \
-                    and revoked_at is null and expires_at > $2)"
+                    and revoked_at is null and expires_at > present.now)"
             }
             Self::ApiCalls => {
                 "coalesce((select calls from platform.api_call_months where organization_id = $1 \
-                 and month = date_trunc('month', $2 at time zone 'UTC')::date), 0)"
+                 and month = date_trunc('month', present.now at time zone 'UTC')::date), 0)"
             }
             Self::Projects => "coalesce((select used from usage_counters where resource = 'projects'), 0)",
             Self::Storage => "coalesce((select used from usage_counters where resource = 'storage'), 0)",
@@ -124,8 +124,9 @@ const THRESHOLDS: [i64; 2] = [80, 100];
 pub async fn ask(tx: &TenantTx, app: &App, resource: Resource) -> Result<Use> {
     let (used, column) = (resource.used(app), resource.column());
     let sql = format!(
-        "select {used} as used, p.{column} as \"limit\", p.name as plan from platform.organizations o \
-         join platform.plans p on p.name = o.plan where o.id = $1 and $2::timestamptz is not null"
+        "select {used} as used, p.{column} as \"limit\" from platform.organizations o \
+         join platform.plans p on p.name = o.plan cross join (select $2::timestamptz) as present (now) \
+         where o.id = $1"
     );
     let row = tx.query_one(&sql, &[&tx.organization(), &app.clock.now()]).await?;
     from_row(&row, resource)
