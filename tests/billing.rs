@@ -1366,6 +1366,9 @@ async fn a_paused_subscription_reads_only_until_it_goes_on() {
     payer.create_project().await.refused(402, "PAYMENT_REQUIRED");
     payer.team.owner.get("/projects").await.expect(200);
     payer.post("portal", json!(null)).await.expect(200);
+    within(10, "it is told", || async { payer.notified("read_only").await == 1 }).await;
+    a_while().await;
+    assert_eq!(payer.notified("read_only").await, 1);
     payer.stripe.set_status(&subscription, "active");
     assert_eq!(payer.events_of("customer.subscription.resumed").len(), 1);
     payer.hear().await;
@@ -2092,4 +2095,19 @@ async fn prices_are_made_at_stripe_once_and_compared_with_the_plans() {
     assert!(run("check", &dearer).0);
     let (agrees, said) = run("check", "");
     assert!(!agrees && said.contains("STRIPE_PRICE_PROFESSIONAL is missing: nobody can buy"), "{said}");
+}
+
+#[tokio::test]
+async fn a_customer_that_stripe_does_not_know_is_forgotten_by_a_command() {
+    let (app, stripe) = pair(|_| {});
+    let (payer, _) = Payer::of(&app, &stripe).await.paying("starter").await;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rowhouse"));
+    command.args(["stripe", "unlink", &payer.team.slug]).env_clear().env("DATABASE_URL", app.database());
+    command.env("ROWHOUSE_SECRET_KEY", "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=");
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains(&payer.customer()), "{said}");
+    within(5, "the plan is known", || async { payer.plan().await == "free" }).await;
+    payer.create_project().await.expect(201);
+    payer.post("portal", json!(null)).await.refused(409, "CONFLICT");
 }

@@ -139,8 +139,10 @@ impl AdminBillingApi {
         let tx = app.db.begin().await?;
         let found = tx
             .execute(
-                "update platform.stripe_events set state = 'received', note = null, handled_at = null where id = $1",
-                &[&event_id.0],
+                // As if it had come now: it has its time again.
+                "update platform.stripe_events set state = 'received', note = null, handled_at = null, \
+                 received_at = $2 where id = $1",
+                &[&event_id.0, &app.clock.now()],
             )
             .await?;
         if found == 0 {

@@ -276,10 +276,14 @@ async fn handle(app: &App, kind: &str, at: DateTime<Utc>, object: &Value) -> Res
     let ignored = |why: &str| Ok(Outcome::Ignored(why.into()));
     let Some(topic) = topic(kind) else { return ignored("of a type that is not used") };
     let id = text(object, "id");
+    let charge = reference(object, "charge");
+    if charge.is_empty() && matches!(topic, Topic::Dispute | Topic::RefundChanged) {
+        return ignored("of no charge");
+    }
     let customer = match topic {
         Topic::Customer => Some(id.to_owned()),
         Topic::Dispute | Topic::RefundChanged => {
-            stripe.refunded(reference(object, "charge")).await?.and_then(|charge| charge.customer)
+            stripe.refunded(charge).await?.and_then(|charge| charge.customer)
         }
         _ => Some(reference(object, "customer").to_owned()).filter(|customer| !customer.is_empty()),
     };
@@ -301,7 +305,7 @@ async fn handle(app: &App, kind: &str, at: DateTime<Utc>, object: &Value) -> Res
         }
         Topic::Refund | Topic::RefundChanged => {
             let (charge, may_shrink) = match topic {
-                Topic::RefundChanged => (reference(object, "charge"), true),
+                Topic::RefundChanged => (charge, true),
                 _ => (id, false),
             };
             let Some(refunded) = stripe.refunded(charge).await? else {

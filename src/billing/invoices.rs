@@ -80,7 +80,7 @@ pub struct Adjustment {
     pub amount: Money,
     /// Of a dispute, as the bank calls it.
     pub reason: Option<String>,
-    /// `partial` or `full` for a refund; for a dispute as Stripe calls it: `needs_response`, `won`, `lost`, …
+    /// `partial`, `full` or `failed` for a refund; for a dispute as Stripe calls it: `needs_response`, `won`, `lost`, …
     pub status: String,
     pub occurred_at: DateTime<Utc>,
 }
@@ -277,7 +277,13 @@ pub async fn record_refund(
         kind: AdjustmentKind::Refund,
         amount: refunded.amount.clone(),
         reason: None,
-        status: if refunded.whole { "full" } else { "partial" }.into(),
+        status: match refunded {
+            Refunded { whole: true, .. } => "full",
+            // What had gone back has not.
+            Refunded { amount, .. } if amount.amount.decimal().is_zero() => "failed",
+            Refunded { .. } => "partial",
+        }
+        .into(),
         occurred_at: at,
     };
     adjust(tx, app, charge, &adjustment, may_shrink, EventType::PaymentRefunded).await
@@ -322,7 +328,11 @@ async fn adjust(
     let amount = to.amount.amount.decimal();
     let sql =
         "select amount, status from platform.billing_adjustments where id = $1 and organization_id = $2";
-    if let Some(row) = tx.query_opt(sql, &[&to.id, &organization]).await? {
+    let known = tx.query_opt(sql, &[&to.id, &organization]).await?;
+    if known.is_none() && amount.is_zero() {
+        return Ok(());
+    }
+    if let Some(row) = known {
         let (known, status): (Decimal, String) = (row.try_get("amount")?, row.try_get("status")?);
         let older = (settled(&to.status), amount) < (settled(&status), known);
         if (older && !may_shrink) || (known == amount && status == to.status) {
@@ -333,7 +343,8 @@ async fn adjust(
         "insert into platform.billing_adjustments as known (id, organization_id, kind, charge_id, amount, currency, \
          reason, status, occurred_at, updated_at) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) \
          on conflict (id) do update set amount = excluded.amount, status = excluded.status, \
-         reason = excluded.reason, occurred_at = excluded.occurred_at, updated_at = excluded.updated_at \
+         reason = excluded.reason, updated_at = excluded.updated_at, occurred_at = case \
+         when excluded.amount > known.amount then excluded.occurred_at else known.occurred_at end \
          where known.organization_id = excluded.organization_id",
         &[
             &to.id,

@@ -206,7 +206,7 @@ async fn invoices(app: &App, report: &mut Report) -> Result<()> {
     let mut bills = app.stripe()?.invoices_since(now - LATELY).await?;
     // Of those that were made a moment ago the event is on its way; drafts are nobody's yet.
     bills.retain(|bill| bill.created < now - OVERDUE && bill.status != "draft");
-    bills.extend(still_open(app, now - LATELY).await?);
+    bills.extend(still_open(app, now - LATELY, report).await?);
     for bill in bills {
         let Some(customer) = &bill.customer else { continue };
         let tx = app.db.begin().await?;
@@ -229,15 +229,25 @@ async fn invoices(app: &App, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// What we know as open and was made before.
-async fn still_open(app: &App, before: DateTime<Utc>) -> Result<Vec<Bill>> {
+/// What we know as open and was made before: those that were looked at longest ago.
+async fn still_open(app: &App, before: DateTime<Utc>, report: &mut Report) -> Result<Vec<Bill>> {
     let tx = app.db.begin().await?;
-    let sql = "select id from platform.invoices where status = 'open' and created_at < $1 order by created_at limit 500";
-    let rows = tx.query(sql, &[&before]).await?;
-    drop(tx);
+    let rows = tx
+        .query(
+            "update platform.invoices set updated_at = $2 where id in ( \
+               select id from platform.invoices where status = 'open' and created_at < $1 \
+               order by updated_at limit 200) returning id",
+            &[&before, &app.clock.now()],
+        )
+        .await?;
+    tx.commit().await?;
     let mut bills = Vec::new();
     for row in &rows {
-        bills.extend(app.stripe()?.invoice(row.try_get("id")?).await?);
+        let id: &str = row.try_get("id")?;
+        match app.stripe()?.invoice(id).await {
+            Ok(bill) => bills.extend(bill),
+            Err(failure) => report.note(None, &format!("the invoice {id} cannot be read: {failure}")),
+        }
     }
     Ok(bills)
 }

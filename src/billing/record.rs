@@ -254,8 +254,12 @@ pub async fn save(
         after.version += 1;
     }
     store(tx, &after, now).await?;
-    if let Some(from) = after.read_only_from.filter(|_| after.read_only_from != before.read_only_from) {
-        let terms = Terms { at: Some(from), ..Terms::default() };
+    // What begins now is told with the change below.
+    if let Some(from) =
+        after.read_only_from.filter(|from| *from > now && before.read_only_from != Some(*from))
+    {
+        let unique = Some(format!("{organization} {}", from.timestamp_micros()));
+        let terms = Terms { at: Some(from), unique, ..Terms::default() };
         jobs::enqueue_on(tx, app, &TellReadOnly { from }, terms).await?;
     }
     if (before.state, before.trial_ends_at) != (after.state, after.trial_ends_at) {

@@ -1,7 +1,15 @@
 //! Setting Stripe up, and looking whether it is set up as the plans say.
 
-use super::{Plan, plans};
-use crate::{app::App, types::Money};
+use serde_json::json;
+
+use super::{Plan, plans, record};
+use crate::{
+    app::App,
+    audit::{self, Actor, Changes},
+    error::Result,
+    tenancy::Tenant,
+    types::Money,
+};
 
 /// Makes products and prices at Stripe for the plans that have a price, and answers the lines of
 /// configuration that name them. What is there already is found again.
@@ -60,4 +68,25 @@ pub async fn complaints(app: &App) -> anyhow::Result<Vec<String>> {
         }
     }
     Ok(wrong)
+}
+
+/// Forgets which customer an organization is, and answers which it was.
+pub async fn unlink(app: &App, tenant: &Tenant) -> Result<Option<String>> {
+    let who = Actor::system();
+    let tx = tenant.begin().await?;
+    let before = record::lock(&tx, tenant.id()).await?;
+    let Some(customer) = before.customer.clone() else { return Ok(None) };
+    let mut after = before.clone();
+    if before.subscription.is_some() {
+        after.end();
+    }
+    (after.customer, after.checkout) = (None, None);
+    record::save(&tx, app, &who, &before, after).await?;
+    let (organization, changes) =
+        (Some(tenant.id()), Changes::deleted(&json!({"stripe_customer": customer})));
+    audit::record_platform(&tx, app, who, "stripe_customer.unlinked", organization, organization, &changes)
+        .await?;
+    tx.commit().await?;
+    app.directory.forget(tenant.id());
+    Ok(Some(customer))
 }

@@ -141,7 +141,6 @@ impl From<StripeError> for Failure {
 #[derive(Clone, Debug)]
 pub struct Seen {
     pub id: String,
-    pub customer: String,
     /// What we wrote on it when it was made.
     pub organization: Option<Uuid>,
     pub status: Status,
@@ -161,7 +160,6 @@ impl Seen {
     pub fn for_test(id: &str, price: &str, status: Status, created: DateTime<Utc>) -> Self {
         Self {
             id: id.into(),
-            customer: "cus_1".into(),
             organization: None,
             status,
             price: price.into(),
@@ -602,7 +600,6 @@ impl Stripe {
         };
         Ok(Seen {
             id: found.id.to_string(),
-            customer: found.customer.id().to_string(),
             organization: organization(Some(&found.metadata)),
             status: status(&found.status),
             price: item.price.id.to_string(),

@@ -161,7 +161,7 @@ impl SubscriptionsApi {
 
     /// Try a plan for 14 days.
     ///
-    /// Once for an organization, one organization at a time, and without anything to pay with. At its end the organization is on the
+    /// Once for an organization, of an owner's one at a time, and without anything to pay with. At its end the organization is on the
     /// plan free unless it has begun to pay.
     #[oai(path = "/subscriptions/trial", method = "post", operation_id = "start_trial")]
     async fn trial(&self, who: Can<BillingManage>, to: Body<PlanChoice>) -> Result<Json<Subscription>> {
@@ -417,6 +417,8 @@ async fn open_checkout(who: &Member, plan: Plan) -> Result<CheckoutPage> {
     let tx = who.begin().await?;
     lock(&tx, tenant.id()).await?;
     if tenancy::is_deleted(&tx, tenant.id()).await? {
+        // Nobody waits for the lock while Stripe answers.
+        drop(tx);
         stripe.close_checkout(&opened.id).await?;
         return Err(tenancy::unknown());
     }

@@ -35,13 +35,15 @@ pub struct Look {
     pub record: Record,
     /// Something that is told of the subscription was not as it is at Stripe.
     pub changed: bool,
+    /// Something goes on to be charged.
+    pub charged: bool,
 }
 
 /// Looks at an organization's subscriptions and writes down what is there. What goes on to be paid for an
 /// organization that was deleted is stopped.
 pub async fn look(app: &App, tenant: &Tenant, who: &Actor) -> Result<Look> {
     let look = look_only(app, tenant, who).await?;
-    if tenant.is_deleted() && look.record.subscription.is_some() && !look.record.cancels {
+    if tenant.is_deleted() && look.charged {
         let tx = tenant.begin().await?;
         enqueue_stop(&tx, app).await?;
         tx.commit_aside().await?;
@@ -55,7 +57,7 @@ async fn look_only(app: &App, tenant: &Tenant, who: &Actor) -> Result<Look> {
     let Some(customer) = customer else {
         let tx = app.db.begin().await?;
         let record = record::find(&tx, tenant.id()).await?;
-        return Ok(Look { record, changed: false });
+        return Ok(Look { record, changed: false, charged: false });
     };
     let seen = match stripe.subscriptions_of(&customer).await {
         // The customer was deleted, with all subscriptions.
@@ -68,7 +70,7 @@ async fn look_only(app: &App, tenant: &Tenant, who: &Actor) -> Result<Look> {
     let mut before = record::lock(&tx, tenant.id()).await?;
     // A link that was changed while we looked.
     if before.customer.as_deref() != Some(customer.as_str()) || before.look_applied > number {
-        return Ok(Look { record: before, changed: false });
+        return Ok(Look { record: before, changed: false, charged: charged(&seen).next().is_some() });
     }
     before.look_applied = number;
     let mut after = agree(app, stripe, &before, &seen);
@@ -83,7 +85,7 @@ async fn look_only(app: &App, tenant: &Tenant, who: &Actor) -> Result<Look> {
     for told in findings(stripe, &seen) {
         tracing::error!(customer, "a customer at Stripe {told}");
     }
-    Ok(Look { record, changed })
+    Ok(Look { record, changed, charged: charged(&seen).next().is_some() })
 }
 
 /// Numbers a look, and tells whom to look for.
@@ -139,9 +141,10 @@ pub fn findings(stripe: &Stripe, seen: &[Seen]) -> Vec<String> {
     findings
 }
 
-/// Those that go on to be charged.
+/// Those that go on to be charged, be it for what is owed.
 pub fn charged(seen: &[Seen]) -> impl Iterator<Item = &Seen> {
-    seen.iter().filter(|seen| is_open(seen) && !seen.cancels)
+    let owes = |seen: &Seen| matches!(seen.status, Status::PastDue | Status::Unpaid);
+    seen.iter().filter(move |seen| is_open(seen) && (!seen.cancels || owes(seen)))
 }
 
 /// What is known, made to agree with what was seen.
@@ -223,7 +226,12 @@ impl Work for StopBilling {
         {
             stripe.close_checkout(&page).await?;
         }
-        for seen in charged(&stripe.subscriptions_of(&customer).await?) {
+        let seen = match stripe.subscriptions_of(&customer).await {
+            // Nobody is left to be charged.
+            Err(Failure::Missing) => return Ok(()),
+            seen => seen?,
+        };
+        for seen in charged(&seen) {
             match seen.status {
                 Status::Active | Status::Trialing => stripe.cancel_at_period_end(&seen.id).await?,
                 // What is owed is not collected any more.

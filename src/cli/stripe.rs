@@ -1,7 +1,9 @@
 //! `rowhouse stripe ...`.
 
-use super::app;
-use crate::billing::setup;
+use anyhow::Context;
+
+use super::{app, plain};
+use crate::{billing::setup, tenancy::fleet};
 
 #[derive(clap::Subcommand)]
 pub enum Command {
@@ -10,6 +12,14 @@ pub enum Command {
     /// What is there already is found again, so it can be repeated; after a price was changed, it makes
     /// the new one.
     Setup,
+    /// Forget which customer at Stripe an organization is, and what it paid for there.
+    ///
+    /// For one that Stripe does not know, as after a change of the account: nothing is told to Stripe, and
+    /// whoever still pays there goes on to.
+    Unlink {
+        /// Its slug or id.
+        organization: String,
+    },
     /// Say whether what Stripe charges is what the plans show.
     Check,
 }
@@ -25,6 +35,15 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
                     amount.currency,
                     amount.amount
                 );
+            }
+            Ok(())
+        }
+        Command::Unlink { organization } => {
+            let tenant = fleet::tenant(&app.directory, &organization).await.map_err(plain)?;
+            let tenant = tenant.with_context(|| format!("there is no organization {organization}"))?;
+            match setup::unlink(&app, &tenant).await.map_err(plain)? {
+                Some(customer) => println!("{organization} is not {customer} any more."),
+                None => println!("{organization} is no customer at Stripe."),
             }
             Ok(())
         }

@@ -120,8 +120,11 @@ impl UsageApi {
     ) -> Result<Json<Usage>> {
         let (metric, by, now) = (metric.0, by.0, who.app.clock.now());
         let grain = grain.0.unwrap_or(Grain::Day);
-        let range = Range::new(grain, from.0, to.0, now.date_naive())?;
+        let mut range = Range::new(grain, from.0, to.0, now.date_naive())?;
         let oldest = first_of(now.date_naive()) - Months::new(who.app.config.retention.usage_months);
+        if from.0.is_none() {
+            range.from = range.from.max(oldest);
+        }
         if range.from < oldest {
             return Err(Error::invalid("from", format!("is before {oldest}: usage is not kept for longer")));
         }
