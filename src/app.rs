@@ -251,6 +251,11 @@ impl Stopping {
             std::future::pending::<()>().await;
         }
     }
+
+    /// Waits for so long, or until the service is asked to stop, and says whether it was.
+    pub async fn requested_within(&mut self, wait: Duration) -> bool {
+        tokio::time::timeout(wait, self.requested()).await.is_ok()
+    }
 }
 
 /// What runs beside the requests.
@@ -296,10 +301,7 @@ where
 async fn keep_activity(app: Arc<App>) {
     let mut stopping = app.stopping();
     loop {
-        let stop = tokio::select! {
-            () = tokio::time::sleep(activity::EVERY) => false,
-            () = stopping.requested() => true,
-        };
+        let stop = stopping.requested_within(activity::EVERY).await;
         if let Err(error) = app.activity.flush(&app).await {
             tracing::warn!(%error, "when sessions and keys were used could not be written");
         }

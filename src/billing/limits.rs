@@ -317,6 +317,10 @@ pub async fn warn_of_all(tx: &TenantTx, app: &App) -> Result<()> {
 
 /// The first day of the month that limits count in.
 pub fn month(now: DateTime<Utc>) -> NaiveDate {
-    let day = now.date_naive();
+    first_of(now.date_naive())
+}
+
+/// The first day of a day's month.
+pub fn first_of(day: NaiveDate) -> NaiveDate {
     day.with_day(1).unwrap_or(day)
 }

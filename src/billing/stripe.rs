@@ -312,22 +312,20 @@ impl Stripe {
 
     /// A customer; `None` if Stripe does not have it (any more).
     pub async fn customer(&self, id: &str) -> Result<Option<Customer>, Failure> {
-        match RetrieveCustomer::new(id).send(&self.client).await.map_err(Failure::from) {
-            Ok(RetrieveCustomerReturned::Customer(found)) => Ok(Some(customer(found))),
-            Ok(RetrieveCustomerReturned::DeletedCustomer(_)) | Err(Failure::Missing) => Ok(None),
-            Err(failure) => Err(failure),
-        }
+        Ok(match unless_missing(RetrieveCustomer::new(id).send(&self.client).await)? {
+            Some(RetrieveCustomerReturned::Customer(found)) => Some(customer(found)),
+            Some(RetrieveCustomerReturned::DeletedCustomer(_)) | None => None,
+        })
     }
 
     /// Whether a customer that there was has been deleted. One that Stripe has never heard of is an error.
     pub async fn was_deleted(&self, id: &str) -> Result<bool, Failure> {
-        match RetrieveCustomer::new(id).send(&self.client).await.map_err(Failure::from) {
-            Ok(RetrieveCustomerReturned::Customer(_)) => Ok(false),
-            Ok(RetrieveCustomerReturned::DeletedCustomer(_)) => Ok(true),
-            Err(Failure::Missing) => Err(Failure::Refused(format!(
+        match unless_missing(RetrieveCustomer::new(id).send(&self.client).await)? {
+            Some(RetrieveCustomerReturned::Customer(_)) => Ok(false),
+            Some(RetrieveCustomerReturned::DeletedCustomer(_)) => Ok(true),
+            None => Err(Failure::Refused(format!(
                 "there is no customer {id}: is STRIPE_SECRET_KEY of the right account and mode?"
             ))),
-            Err(failure) => Err(failure),
         }
     }
 
@@ -376,11 +374,7 @@ impl Stripe {
 
     /// A page that was opened; `None` if Stripe does not know it.
     pub async fn checkout(&self, id: &str) -> Result<Option<Page>, Failure> {
-        match RetrieveCheckoutSession::new(id).send(&self.client).await.map_err(Failure::from) {
-            Ok(session) => page(session).map(Some),
-            Err(Failure::Missing) => Ok(None),
-            Err(failure) => Err(failure),
-        }
+        unless_missing(RetrieveCheckoutSession::new(id).send(&self.client).await)?.map(page).transpose()
     }
 
     /// Closes a page, so that nobody pays on it any more.
@@ -428,11 +422,9 @@ impl Stripe {
 
     /// A subscription; `None` if Stripe does not know it.
     pub async fn subscription(&self, id: &str) -> Result<Option<Seen>, Failure> {
-        match RetrieveSubscription::new(id).send(&self.client).await.map_err(Failure::from) {
-            Ok(found) => self.seen(found).map(Some),
-            Err(Failure::Missing) => Ok(None),
-            Err(failure) => Err(failure),
-        }
+        unless_missing(RetrieveSubscription::new(id).send(&self.client).await)?
+            .map(|found| self.seen(found))
+            .transpose()
     }
 
     /// Puts a subscription on another price. With `at_once` the difference is charged now, and nothing
@@ -491,11 +483,7 @@ impl Stripe {
 
     /// An invoice; `None` if Stripe does not know it.
     pub async fn invoice(&self, id: &str) -> Result<Option<Bill>, Failure> {
-        match RetrieveInvoice::new(id).send(&self.client).await.map_err(Failure::from) {
-            Ok(found) => bill(found).map(Some),
-            Err(Failure::Missing) => Ok(None),
-            Err(failure) => Err(failure),
-        }
+        unless_missing(RetrieveInvoice::new(id).send(&self.client).await)?.map(bill).transpose()
     }
 
     /// Every invoice that was made since then; those that cannot be read are left out.
@@ -515,10 +503,8 @@ impl Stripe {
 
     /// What of a charge went back; `None` if Stripe does not know it.
     pub async fn refunded(&self, charge: &str) -> Result<Option<Refunded>, Failure> {
-        let charge = match RetrieveCharge::new(charge).send(&self.client).await.map_err(Failure::from) {
-            Ok(charge) => charge,
-            Err(Failure::Missing) => return Ok(None),
-            Err(failure) => return Err(failure),
+        let Some(charge) = unless_missing(RetrieveCharge::new(charge).send(&self.client).await)? else {
+            return Ok(None);
         };
         Ok(Some(Refunded {
             customer: charge.customer.map(|customer| customer.id().to_string()),
@@ -529,10 +515,8 @@ impl Stripe {
 
     /// A dispute; `None` if Stripe does not know it.
     pub async fn dispute(&self, id: &str) -> Result<Option<Contested>, Failure> {
-        let dispute = match RetrieveDispute::new(id).send(&self.client).await.map_err(Failure::from) {
-            Ok(dispute) => dispute,
-            Err(Failure::Missing) => return Ok(None),
-            Err(failure) => return Err(failure),
+        let Some(dispute) = unless_missing(RetrieveDispute::new(id).send(&self.client).await)? else {
+            return Ok(None);
         };
         Ok(Some(Contested {
             charge: dispute.charge.id().to_string(),
@@ -545,22 +529,14 @@ impl Stripe {
 
     /// A price; `None` if Stripe does not know it.
     pub async fn price(&self, id: &str) -> Result<Option<Price>, Failure> {
-        match RetrievePrice::new(id).send(&self.client).await.map_err(Failure::from) {
-            Ok(found) => price(found).map(Some),
-            Err(Failure::Missing) => Ok(None),
-            Err(failure) => Err(failure),
-        }
+        unless_missing(RetrievePrice::new(id).send(&self.client).await)?.map(price).transpose()
     }
 
     /// The product and the monthly price of a plan, found or made.
     pub async fn price_for(&self, plan: Plan, title: &str, amount: &Money) -> Result<Price, Failure> {
         let product = format!("rowhouse_{plan}");
-        match RetrieveProduct::new(product.as_str()).send(&self.client).await.map_err(Failure::from) {
-            Ok(_) => {}
-            Err(Failure::Missing) => {
-                CreateProduct::new(title).id(product.as_str()).send(&self.client).await?;
-            }
-            Err(failure) => return Err(failure),
+        if unless_missing(RetrieveProduct::new(product.as_str()).send(&self.client).await)?.is_none() {
+            CreateProduct::new(title).id(product.as_str()).send(&self.client).await?;
         }
         let units =
             to_minor(amount).ok_or_else(|| Failure::Refused("an amount that cannot be paid".into()))?;
@@ -611,6 +587,15 @@ impl Stripe {
                 || found.cancel_at.is_some_and(|end| end <= item.current_period_end),
             created: time(found.created)?,
         })
+    }
+}
+
+/// What was asked for; `None` if Stripe does not know it.
+fn unless_missing<T>(answer: Result<T, StripeError>) -> Result<Option<T>, Failure> {
+    match answer.map_err(Failure::from) {
+        Ok(found) => Ok(Some(found)),
+        Err(Failure::Missing) => Ok(None),
+        Err(failure) => Err(failure),
     }
 }
 

@@ -9,7 +9,6 @@ use uuid::Uuid;
 
 use super::{
     Metric,
-    partitions::first_of,
     rollup::{self, HOURS_KEPT, SUMMED_AGAIN},
     start_of,
 };
@@ -17,7 +16,10 @@ use crate::{
     api::Tag,
     app::App,
     auth::{Can, permissions::AnalyticsRead},
-    billing::{Resource, limits},
+    billing::{
+        Resource,
+        limits::{self, first_of},
+    },
     db::TenantTx,
     error::{Error, Result},
     http::Json,

@@ -67,10 +67,7 @@ impl Metric {
 pub async fn keep(app: Arc<App>) {
     let mut stopping = app.stopping();
     loop {
-        let stop = tokio::select! {
-            () = tokio::time::sleep(meter::EVERY) => false,
-            () = stopping.requested() => true,
-        };
+        let stop = stopping.requested_within(meter::EVERY).await;
         flush(&app).await;
         if stop {
             return;

@@ -8,11 +8,6 @@ use crate::{app::App, db::Tx, error::Result};
 /// Instances that make a partition at the same time wait for each other here.
 const LOCK: i64 = 726_570;
 
-/// The first day of a day's month.
-pub(super) fn first_of(day: NaiveDate) -> NaiveDate {
-    day.with_day(1).unwrap_or(day)
-}
-
 /// Makes the partition of a month where there is none yet.
 pub(super) async fn ensure(app: &App, month: NaiveDate) -> Result<()> {
     let (name, until) = (name(month), month + Months::new(1));

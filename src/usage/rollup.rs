@@ -9,14 +9,10 @@ use chrono::{DateTime, Days, Months, NaiveDate, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{
-    Metric,
-    partitions::{self, first_of},
-    start_of,
-};
+use super::{Metric, partitions, start_of};
 use crate::{
     app::App,
-    billing::limits,
+    billing::limits::{self, first_of},
     db::Tx,
     error::Result,
     jobs::{self, Policy, Running, Terms, Work},
