@@ -1,9 +1,16 @@
-//! Benchmarks of jobs, metering and streams, on a Postgres of their own: `make bench`, or
-//! `cargo bench -- jobs` for one of them.
+//! Benchmarks, on a Postgres of their own: `make bench` measures the fleet and then jobs, in less
+//! than 15 minutes; `make bench ARGS=jobs` one thing.
 
+mod fleet;
 mod jobs;
+mod load;
 mod metering;
+mod peer;
+mod pgbench;
+mod report;
+mod service;
 mod sockets;
+mod tenants;
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -15,6 +22,10 @@ use rowhouse::{
     db::{Db, migrations::migrate_shared},
 };
 use secrecy::ExposeSecret;
+
+/// What is measured where nothing is named.
+const USUAL: [&str; 2] = ["fleet", "jobs"];
+const ALL: [&str; 5] = ["fleet", "jobs", "fairness", "metering", "sockets"];
 
 /// A database server for the time of the benchmarks.
 pub struct Ground {
@@ -37,7 +48,8 @@ impl Ground {
     fn config(&self, database: &str) -> anyhow::Result<Config> {
         use confique::Config as _;
         let text = format!(
-            "[database]\nurl = {:?}\n[auth]\nsecret_key = \"{SECRET}\"\n[limits]\nanonymous = \"off\"\nuser = \"off\"\n\
+            "[database]\nurl = {:?}\n[auth]\nsecret_key = \"{SECRET}\"\naccess_token_minutes = 600\n\
+             [limits]\nanonymous = \"off\"\nuser = \"off\"\n\
              organization = \"off\"\norganization_enterprise = \"off\"\nregister = \"off\"\nlogin = \"off\"\n[mail]\nfolder = {:?}\n",
             self.url(database),
             self.place.join("mail")
@@ -53,30 +65,51 @@ impl Ground {
         migrate_shared(&app.db).await.map_err(|error| anyhow::anyhow!("{error}"))?;
         Ok(app)
     }
+
+    /// A connection past the service.
+    pub async fn client(&self, database: &str) -> anyhow::Result<tokio_postgres::Client> {
+        let (client, connection) =
+            tokio_postgres::connect(&self.url(database), tokio_postgres::NoTls).await?;
+        tokio::spawn(connection);
+        Ok(client)
+    }
+
+    /// Stops the server and removes its files.
+    fn end(self) -> anyhow::Result<()> {
+        self.postgres.stop();
+        std::fs::remove_dir_all(self.place)?;
+        Ok(())
+    }
 }
 
 pub const SECRET: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
-    let wanted: Vec<String> =
+    // cargo adds --bench.
+    let mut wanted: Vec<String> =
         std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
-    let wants = |name: &str| wanted.is_empty() || wanted.iter().any(|given| given == name);
+    if let Some(unknown) = wanted.iter().find(|name| !ALL.contains(&name.as_str())) {
+        anyhow::bail!("there is no benchmark {unknown}; there are {}", ALL.join(", "));
+    }
+    if wanted.is_empty() {
+        wanted = USUAL.map(str::to_owned).to_vec();
+    }
     let ground = Ground::start().await?;
-    if wants("jobs") {
-        jobs::throughput(&ground).await?;
+    let measured = measure(&ground, &wanted).await;
+    ground.end()?;
+    measured
+}
+
+async fn measure(ground: &Ground, wanted: &[String]) -> anyhow::Result<()> {
+    for name in ALL.iter().filter(|name| wanted.iter().any(|wanted| wanted == *name)) {
+        match *name {
+            "fleet" => fleet::run(ground).await?,
+            "jobs" => jobs::throughput(ground).await?,
+            "fairness" => jobs::fairness(ground).await?,
+            "metering" => metering::share(ground).await?,
+            _ => sockets::idle(ground).await?,
+        }
     }
-    if wants("fairness") {
-        jobs::fairness(&ground).await?;
-    }
-    if wants("metering") {
-        metering::share(&ground).await?;
-    }
-    if wants("sockets") {
-        sockets::idle(&ground).await?;
-    }
-    let Ground { postgres, place } = ground;
-    postgres.stop();
-    std::fs::remove_dir_all(place)?;
     Ok(())
 }

@@ -2,7 +2,7 @@
 //! change.
 
 use std::{
-    process::{Child, Command, Stdio},
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 
@@ -11,53 +11,16 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio_tungstenite::{WebSocketStream, client_async_with_config, tungstenite::client::IntoClientRequest};
 
-use crate::{Ground, SECRET};
+use crate::{Ground, service::Service};
 
 const SOCKETS: usize = 10_000;
 
-/// The service as a process of its own; it ends with this.
-struct Service(Child);
-
-impl Drop for Service {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-impl Service {
-    /// Megabytes that the process holds in memory.
-    fn resident(&self) -> f64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).unwrap_or_default();
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap_or_default();
-        line.split_whitespace().nth(1).and_then(|kb| kb.parse::<f64>().ok()).unwrap_or_default() / 1024.0
-    }
-}
-
 pub async fn idle(ground: &Ground) -> anyhow::Result<()> {
     drop(ground.app("sockets").await?);
-    let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-    let service = Command::new(env!("CARGO_BIN_EXE_rowhouse"))
-        .arg("serve")
-        .env("DATABASE_URL", ground.url("sockets"))
-        .env("ROWHOUSE_SECRET_KEY", SECRET)
-        .env("HTTP_LISTEN", format!("127.0.0.1:{port}"))
-        .env("REALTIME_CONNECTIONS_PER_USER", "1000000")
-        .env("MAIL_FOLDER", ground.place.join("mail"))
-        .env("LOG_LEVEL", "error")
-        .envs(
-            ["ANONYMOUS", "USER", "ORGANIZATION", "REGISTER"].map(|limit| (format!("LIMIT_{limit}"), "off")),
-        )
-        .stdout(Stdio::null())
-        .spawn()?;
-    let service = Service(service);
+    let many = [("REALTIME_CONNECTIONS_PER_USER", "1000000")];
+    let service = Service::start(ground, "sockets", &[], &many).await?;
     let http = reqwest::Client::builder().no_proxy().build()?;
-    let base = format!("http://127.0.0.1:{port}/api/v1");
-    let started = Instant::now();
-    while http.get(format!("http://127.0.0.1:{port}/health")).send().await.is_err() {
-        anyhow::ensure!(started.elapsed() < Duration::from_secs(20), "the service does not start");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    let base = format!("http://{}/api/v1", service.address);
     let account = json!({"email": "bench@example.com", "password": "Correct-Horse-7-Battery",
         "organization_name": "Bench"});
     let account: Value = http
@@ -70,18 +33,18 @@ pub async fn idle(ground: &Ground) -> anyhow::Result<()> {
         .await?;
     let token = account["access_token"].as_str().unwrap_or_default();
     let organization = account["organization"]["id"].as_str().unwrap_or_default();
-    let before = service.resident();
+    let before = service.memory();
     let opening = Instant::now();
     let mut sockets = Vec::with_capacity(SOCKETS);
     while sockets.len() < SOCKETS {
-        let some = (0..50).map(|_| open(port, organization, token));
+        let some = (0..50).map(|_| open(service.address, organization, token));
         for socket in join_all(some).await {
             sockets.push(socket?);
         }
     }
     let opened = opening.elapsed();
     tokio::time::sleep(Duration::from_secs(3)).await;
-    let held = service.resident();
+    let held = service.memory();
     let started = Instant::now();
     let changed = http
         .post(format!("{base}/projects"))
@@ -105,15 +68,19 @@ pub async fn idle(ground: &Ground) -> anyhow::Result<()> {
     println!("{:<44} {:>10.0} MB", "memory before", before);
     println!("{:<44} {:>10.0} MB", "memory with all of them idle", held);
     println!("{:<44} {:>10.1} kB", "for each", (held - before) * 1024.0 / SOCKETS as f64);
-    println!("{:<44} {:>10.0} MB", "memory after one change told to all", service.resident());
+    println!("{:<44} {:>10.0} MB", "memory after one change told to all", service.memory());
     println!("{:<44} {:>10.0} ms, {all} of them", "told in", started.elapsed().as_secs_f64() * 1000.0);
     Ok(())
 }
 
-async fn open(port: u16, organization: &str, token: &str) -> anyhow::Result<WebSocketStream<TcpStream>> {
-    let mut request = format!("ws://127.0.0.1:{port}/ws/dashboard/{organization}").into_client_request()?;
+async fn open(
+    address: SocketAddr,
+    organization: &str,
+    token: &str,
+) -> anyhow::Result<WebSocketStream<TcpStream>> {
+    let mut request = format!("ws://{address}/ws/dashboard/{organization}").into_client_request()?;
     request.headers_mut().insert("authorization", format!("Bearer {token}").parse()?);
-    let stream = TcpStream::connect(("127.0.0.1", port)).await?;
+    let stream = TcpStream::connect(address).await?;
     let config = tokio_tungstenite::tungstenite::protocol::WebSocketConfig::default().read_buffer_size(4096);
     Ok(client_async_with_config(request, stream, Some(config)).await?.0)
 }

@@ -22,7 +22,7 @@ use crate::{
     error::{Code, Error, Result},
     events, flags,
     http::Json,
-    jobs, notifications, observability, organizations, realtime,
+    jobs, notifications, observability, operations, organizations, realtime,
     tenancy::fleet,
     usage, webhooks, work,
 };
@@ -52,6 +52,8 @@ pub enum Tag {
     Projects,
     /// What there is to do.
     Tasks,
+    /// Announcements, with the module `operations`.
+    Updates,
     /// Programs that act for an organization.
     #[oai(rename = "API keys")]
     ApiKeys,
@@ -93,6 +95,7 @@ fn service() -> OpenApiService<impl OpenApi, ()> {
             organizations::ownership::OwnershipApi,
             organizations::invitations::InvitationsApi,
             organizations::domains::DomainsApi,
+            organizations::modules::ModulesApi,
             organizations::api_keys::ApiKeysApi,
         ),
         (audit::AuditApi, events::EventsApi, webhooks::WebhooksApi, realtime::RealtimeApi, flags::FlagsApi),
@@ -106,11 +109,12 @@ fn service() -> OpenApiService<impl OpenApi, ()> {
         (
             admin::AdminUsersApi,
             admin::AdminOrganizationsApi,
+            admin::AdminFleetApi,
             jobs::admin::AdminJobsApi,
             billing::AdminPlansApi,
             billing::AdminBillingApi,
         ),
-        (work::projects::ProjectsApi, work::tasks::TasksApi),
+        (work::projects::ProjectsApi, work::tasks::TasksApi, operations::updates::UpdatesApi),
     );
     OpenApiService::new(apis, "Rowhouse", env!("CARGO_PKG_VERSION")).server(BASE).description(
         "The backend that a company picks instead of building its own: many organizations in one service, each in \
@@ -399,6 +403,9 @@ fn complete_operation(path: &str, method: &str, operation: &mut Value) {
         if !in_path {
             codes.push(Code::TenantRequired);
         }
+    }
+    if permission.and_then(Permission::module).is_some() {
+        codes.push(Code::ModuleNotEnabled);
     }
     if needs == SUPERUSER {
         codes.extend([Code::MfaRequired, Code::PermissionDenied]);

@@ -10,7 +10,9 @@ use crate::{
     audit,
     auth::{
         activity::{self, Activity},
+        crowd::Crowd,
         keys::KeyRing,
+        known::Known,
         passwords::Passwords,
         sealing::Sealer,
     },
@@ -33,9 +35,13 @@ use crate::{
         WeeklyReport,
     },
     observability,
+    organizations::modules::ChangeModule,
     outbound::Outbound,
     realtime::{self, Hub},
-    tenancy::{Directory, fleet},
+    tenancy::{
+        Directory,
+        fleet::{self, backups::BackUp, erase::EraseOrganization},
+    },
     usage::{self, FigureCache, MeasureUsage, Meter, ModuleFigures, RollUpUsage, WarnApiCalls},
     webhooks::{ClearWebhook, Deliver},
     work,
@@ -66,6 +72,9 @@ fn kinds() -> Kinds {
         .with::<RollUpUsage>()
         .with::<MeasureUsage>()
         .with::<WarnApiCalls>()
+        .with::<BackUp>()
+        .with::<EraseOrganization>()
+        .with::<ChangeModule>()
 }
 
 /// What members are told of events: the platform's rules and each module's.
@@ -116,6 +125,18 @@ const SCHEDULES: &[Schedule] = &[
         run: |app| Box::pin(async move { events::begin_trimming(&app).await }),
     },
     Schedule {
+        name: "tenant-backups",
+        cron: "0 1 * * *",
+        about: "Write an archive of each organization, where there is a folder for them",
+        run: |app| Box::pin(async move { fleet::backups::begin(&app).await }),
+    },
+    Schedule {
+        name: "erase-organizations",
+        cron: "30 4 * * *",
+        about: "Erase organizations that were deleted 30 days ago",
+        run: |app| Box::pin(async move { fleet::erase::begin(&app).await }),
+    },
+    Schedule {
         name: "notification-digest",
         cron: "0 * * * *",
         about: "Mail digests of notifications to members who have their morning",
@@ -137,6 +158,8 @@ pub struct App {
     pub directory: Directory,
     pub sealer: Sealer,
     pub keys: KeyRing,
+    pub known: Known,
+    pub crowd: Crowd,
     pub passwords: Passwords,
     pub limits: Limits,
     pub mailer: Mailer,
@@ -171,8 +194,10 @@ impl App {
         let (db, door) = Db::new(&config.database)?;
         let sealer = Sealer::new(&config.auth.secret_key_bytes()?);
         Ok(Arc::new(Self {
-            directory: Directory::new(db.clone(), door),
+            directory: Directory::new(db.clone(), door, sealer.clone()),
             keys: KeyRing::new(db.clone(), sealer.clone(), &config.auth),
+            known: Known::default(),
+            crowd: Crowd::default(),
             passwords: Passwords::new(config.auth.password_hashes),
             limits: Limits::new(config.redis.url.as_ref(), clock.clone())?,
             mailer: Mailer::new(&config.mail)?,
@@ -224,7 +249,9 @@ impl App {
             keep(&mut finishing, self, "jobs", move |app| jobs::work(app, kinds.clone()));
             keep(&mut others, self, "schedules", schedules::keep);
             keep(&mut finishing, self, "events", events::dispatch);
-            keep(&mut others, self, "spare schemas", fleet::keep_spares);
+            keep(&mut others, self, "stock of schemas", fleet::keep_stock);
+            keep(&mut others, self, "commits on two servers", fleet::keep_settled);
+            keep(&mut others, self, "fleet gauges", fleet::keep_gauges);
             keep(&mut others, self, "audit seals", audit::keep_sealing);
         }
         Ok(Background { app: self.clone(), finishing, others })
@@ -330,6 +357,9 @@ const SWEEPS: &[Sweep] = &[
     ("platform.usage_batches", "written_at", 1),
     ("platform.stripe_events", "handled_at", 90),
     ("platform.reconciliations", "started_at", 90),
+    ("platform.migration_runs", "started_at", 90),
+    ("platform.decisions", "decided_at", 30),
+    ("platform.fleet_operations", "finished_at", 400),
 ];
 
 /// Rows that are removed in one transaction at most.

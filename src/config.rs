@@ -44,6 +44,8 @@ pub struct Config {
     #[config(nested)]
     pub retention: RetentionConfig,
     #[config(nested)]
+    pub backups: BackupsConfig,
+    #[config(nested)]
     pub log: LogConfig,
 }
 
@@ -65,6 +67,20 @@ pub struct DatabaseConfig {
     /// Seconds to wait for a free connection before a request is answered with 503.
     #[config(env = "DATABASE_POOL_WAIT_SECONDS", default = 5)]
     pub pool_wait_seconds: u64,
+    /// Prepared statements that each connection keeps; each takes about 32 kB of the server's memory.
+    #[config(env = "DATABASE_STATEMENTS_PER_CONNECTION", default = 1000)]
+    pub statements_per_connection: usize,
+    /// A connection that has served so many organizations is replaced, as the server's process never gives back
+    /// the memory of what it has seen, about 40 kB for each.
+    #[config(env = "DATABASE_SCHEMAS_PER_CONNECTION", default = 1000)]
+    pub schemas_per_connection: usize,
+    /// Minutes after which a connection is replaced.
+    #[config(env = "DATABASE_CONNECTION_MINUTES", default = 30)]
+    pub connection_minutes: u64,
+    /// Seconds of connections that one organization may take in a minute, at each instance and server; then its
+    /// requests are answered with 429. 0 is no limit.
+    #[config(env = "DATABASE_SECONDS_PER_MINUTE", default = 120)]
+    pub seconds_per_minute: u64,
 }
 
 /// How the service is reached.
@@ -138,6 +154,9 @@ pub struct LimitsConfig {
     /// ... on the plan enterprise.
     #[config(env = "LIMIT_ORGANIZATION_ENTERPRISE", default = "10000/h")]
     pub organization_enterprise: Rate,
+    /// Requests of one organization that are under way at the same time, at each instance; 0 is no limit.
+    #[config(env = "LIMIT_CONCURRENT", default = 100)]
+    pub concurrent: usize,
     /// Registrations from one address.
     #[config(env = "LIMIT_REGISTER", default = "5/h")]
     pub register: Rate,
@@ -196,9 +215,15 @@ pub struct RedisConfig {
 /// Organizations and their schemas.
 #[derive(Clone, Debug, Confique)]
 pub struct TenancyConfig {
-    /// Schemas kept ready for organizations to come.
+    /// Schemas kept ready for organizations to come, on each server that takes new ones.
     #[config(env = "TENANCY_SPARE_SCHEMAS", default = 5)]
     pub spare_schemas: u32,
+    /// When there are fewer than so many of them, the stock is filled up again.
+    #[config(env = "TENANCY_SPARE_SCHEMAS_LOW", default = 3)]
+    pub spare_schemas_low: u32,
+    /// Days that a schema is kept after another one has taken its place.
+    #[config(env = "TENANCY_RETIRED_DAYS", default = 7)]
+    pub retired_days: u32,
     /// DNS server for the proofs of custom domains, such as 9.9.9.9:53; the system's where absent.
     #[config(env = "TENANCY_DNS_SERVER")]
     pub dns_server: Option<std::net::SocketAddr>,
@@ -289,6 +314,17 @@ pub struct RetentionConfig {
     /// Months that usage can be looked up, the present one not counted.
     #[config(env = "RETENTION_USAGE_MONTHS", default = 25)]
     pub usage_months: u32,
+}
+
+/// An archive of every organization, each night, for `rowhouse tenant restore --to TIME`.
+#[derive(Clone, Debug, Confique)]
+pub struct BackupsConfig {
+    /// Folder that all workers share; without it there are no backups.
+    #[config(env = "BACKUPS_FOLDER")]
+    pub folder: Option<PathBuf>,
+    /// Days that they are kept.
+    #[config(env = "BACKUPS_KEEP_DAYS", default = 30)]
+    pub keep_days: u32,
 }
 
 /// What is written to standard error.
@@ -390,6 +426,7 @@ impl Config {
             realtime,
             stripe,
             retention,
+            backups,
             log,
         } = self;
         let secret = |set: bool| if set { "********" } else { "" };
@@ -411,6 +448,10 @@ impl Config {
                 ("ca_file", quoted(&database.ca_file.as_deref().unwrap_or(Path::new("")).display())),
                 ("pool_size", database.pool_size.to_string()),
                 ("pool_wait_seconds", database.pool_wait_seconds.to_string()),
+                ("statements_per_connection", database.statements_per_connection.to_string()),
+                ("schemas_per_connection", database.schemas_per_connection.to_string()),
+                ("connection_minutes", database.connection_minutes.to_string()),
+                ("seconds_per_minute", database.seconds_per_minute.to_string()),
             ],
         );
         section(
@@ -445,6 +486,7 @@ impl Config {
                 ("organization", quoted(&limits.organization)),
                 ("organization_professional", quoted(&limits.organization_professional)),
                 ("organization_enterprise", quoted(&limits.organization_enterprise)),
+                ("concurrent", limits.concurrent.to_string()),
                 ("register", quoted(&limits.register)),
                 ("login", quoted(&limits.login)),
                 ("change_password", quoted(&limits.change_password)),
@@ -470,6 +512,8 @@ impl Config {
             "tenancy",
             &[
                 ("spare_schemas", tenancy.spare_schemas.to_string()),
+                ("spare_schemas_low", tenancy.spare_schemas_low.to_string()),
+                ("retired_days", tenancy.retired_days.to_string()),
                 ("dns_server", quoted(&tenancy.dns_server.map(|at| at.to_string()).unwrap_or_default())),
             ],
         );
@@ -514,6 +558,13 @@ impl Config {
                 ("deliveries_days", retention.deliveries_days.to_string()),
                 ("notifications_days", retention.notifications_days.to_string()),
                 ("usage_months", retention.usage_months.to_string()),
+            ],
+        );
+        section(
+            "backups",
+            &[
+                ("folder", quoted(&backups.folder.as_deref().unwrap_or(Path::new("")).display())),
+                ("keep_days", backups.keep_days.to_string()),
             ],
         );
         section("log", &[("level", quoted(&log.level)), ("format", quoted(&log.format))]);

@@ -62,6 +62,7 @@ codes! {
     PermissionDenied = 403 "PERMISSION_DENIED", "The caller may not do this.";
     TenantSuspended = 403 "TENANT_SUSPENDED", "The organization is suspended.";
     EmailNotVerified = 403 "EMAIL_NOT_VERIFIED", "The caller's address is not verified yet.";
+    ModuleNotEnabled = 403 "MODULE_NOT_ENABLED", "The organization does not have the module; `details` says how to enable it.";
     NotFound = 404 "NOT_FOUND", "No such object, or not one of this organization.";
     TenantNotFound = 404 "TENANT_NOT_FOUND", "No such organization, or the caller is not in it.";
     MethodNotAllowed = 405 "METHOD_NOT_ALLOWED", "The path exists, the method does not.";
@@ -192,6 +193,11 @@ impl Error {
 
     pub fn code(&self) -> Code {
         self.0.code
+    }
+
+    /// The database's code for what went wrong, where it was the database that said so.
+    pub fn sql_state(&self) -> Option<&str> {
+        Some(self.0.source.as_ref()?.downcast_ref::<tokio_postgres::Error>()?.code()?.code())
     }
 
     /// The inside story, for the log.

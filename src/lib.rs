@@ -3,7 +3,7 @@
 //! The rooms, from the ground up: `config`, `error`, `types`, `page`, `clock`, `limits`,
 //! `observability`, `outbound` and `db` use only each other; `tenancy`, `http`, `auth`, `accounts`,
 //! `organizations`, `billing`, `jobs`, `mail`, `audit`, `events`, `webhooks`, `notifications`,
-//! `realtime`, `flags` and `admin` are the platform; `work` is a module on top of it; `app` puts them
+//! `realtime`, `flags` and `admin` are the platform; `work` and `operations` are modules on top of it; `app` puts them
 //! together, `api` and `cli` are the doors.
 
 pub mod accounts;
@@ -26,6 +26,7 @@ pub mod limits;
 pub mod mail;
 pub mod notifications;
 pub mod observability;
+pub mod operations;
 pub mod organizations;
 pub mod outbound;
 pub mod page;

@@ -17,11 +17,11 @@ use crate::support::{PASSWORD, TestApp, within};
 const SECRET_KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 
 /// Runs a command against a database; the environment is only what is given here.
-fn rowhouse(database: &str, args: &[&str]) -> Output {
+pub fn rowhouse(database: &str, args: &[&str]) -> Output {
     command(database, args).output().unwrap()
 }
 
-fn command(database: &str, args: &[&str]) -> Command {
+pub fn command(database: &str, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_rowhouse"));
     command.args(args).env_clear().env("PATH", std::env::var_os("PATH").unwrap());
     command
@@ -33,14 +33,14 @@ fn command(database: &str, args: &[&str]) -> Command {
 }
 
 #[track_caller]
-fn works(output: Output) -> String {
+pub fn works(output: Output) -> String {
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{out}{err}");
     out.into_owned()
 }
 
 #[track_caller]
-fn fails(output: Output) -> String {
+pub fn fails(output: Output) -> String {
     assert!(!output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }

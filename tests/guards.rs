@@ -197,7 +197,7 @@ fn rooms_use_only_what_is_below_them() {
         let uses = |other: &str| {
             named.iter().any(|name| name == other) || text.contains(&format!("crate::{other}::"))
         };
-        for module in ["work"].iter().filter(|module| **module != room) {
+        for module in ["work", "operations"].iter().filter(|module| **module != room) {
             assert!(!uses(module), "{name} uses the module {module}");
         }
         if ground.contains(&room.as_str()) {
@@ -207,6 +207,13 @@ fn rooms_use_only_what_is_below_them() {
         }
         assert!(!uses("cli"), "{name} uses the command line");
     }
+}
+
+#[test]
+fn what_permissions_call_a_module_is_one() {
+    let named: BTreeSet<&str> = Permission::ALL.iter().filter_map(|permission| permission.module()).collect();
+    let optional: BTreeSet<&str> = migrations::optional_sets().iter().map(|set| set.module).collect();
+    assert_eq!(named, optional);
 }
 
 #[test]
@@ -265,6 +272,25 @@ fn shared_migrations_name_their_schema() {
                 "{name} does not name platform: {statement}"
             );
             assert!(!sql.contains("$$") && !sql.contains("tenant_id"), "{name}: {statement}");
+        }
+    }
+}
+
+/// They may be on two servers.
+#[test]
+fn no_statement_names_tables_of_a_tenant_and_of_the_platform() {
+    let tables: BTreeSet<String> = migrations::all_sets().iter().flat_map(|set| set.tables()).collect();
+    for (name, text) in files("src", ".rs") {
+        let text = code(&text).replace("'\"'", "").replace("\\\"", "'");
+        for literal in text.split('"').skip(1).step_by(2).filter(|literal| literal.contains("platform.")) {
+            let words: Vec<&str> = literal
+                .split(|c: char| c.is_whitespace() || "(),\\".contains(c))
+                .filter(|word| !word.is_empty())
+                .collect();
+            let both = words.windows(2).find(|pair| {
+                ["from", "join", "into", "update"].contains(&pair[0]) && tables.contains(pair[1])
+            });
+            assert!(both.is_none(), "{name} names {both:?} together with platform: {literal}");
         }
     }
 }

@@ -2,6 +2,7 @@
 //! process. A missing Postgres or Redis is a failure, not a skip.
 
 mod api_keys;
+mod archives;
 mod audit;
 mod auth;
 mod bad_input;
@@ -12,6 +13,7 @@ mod domains;
 mod emails;
 mod events;
 mod guards;
+mod hot_path;
 mod http_ground;
 mod invitations;
 mod isolation;
@@ -19,6 +21,8 @@ mod jobs;
 mod limits;
 mod members;
 mod mfa;
+mod migrations;
+mod modules;
 mod notifications;
 mod organizations;
 mod plan_limits;
@@ -26,6 +30,7 @@ mod probe;
 mod projects;
 mod readme;
 mod realtime;
+mod servers;
 mod sessions;
 mod staff;
 mod support;

@@ -84,6 +84,19 @@ async fn target(
             *id = project["id"].clone();
         }
     }
+    if path.contains("{module}") {
+        path = path.replace("{module}", "operations");
+    }
+    // What is not there cannot be removed.
+    let removed = (operation.id == "remove_module").then_some("operations");
+    if let Some(module) = operation.permission().and_then(Permission::module).or(removed) {
+        team.enable(module).await;
+    }
+    if path.contains("{update_id}") {
+        let update = json!({"title": "Target", "body": "Target"});
+        let update = team.owner.post("/updates", update).await.expect(201);
+        path = path.replace("{update_id}", update["id"].as_str().unwrap());
+    }
     if path.contains("{user_id}") || operation.id == "transfer_organization" {
         let other = team.join(Role::Viewer).await.id;
         path = path.replace("{user_id}", &other);
@@ -326,6 +339,9 @@ async fn nobody_reaches_into_another_organization() {
     for operation in operations().iter().filter(|operation| operation.permission().is_some()) {
         let (path, body) = target((&team, &stripe), operation, &team.founder).await;
         let id = &operation.id;
+        if let Some(module) = operation.permission().and_then(Permission::module) {
+            rival.enable(module).await;
+        }
         // With the other's name: it does not exist.
         let inside = rival.founder.client.within(&team.id);
         assert_eq!(send(&inside, operation, &path, &body).await.status, 404, "{id} under the other's name");
@@ -333,8 +349,8 @@ async fn nobody_reaches_into_another_organization() {
         let answer = send(&rival.owner, operation, &path, &body).await;
         if operation.about_one_organization() {
             answer.refused(400, "TENANT_MISMATCH");
-            // One's own organization, the other's members and objects in it.
-            if operation.path.matches('{').count() > 1 {
+            // One's own organization, the other's members and objects in it. A module is nobody's.
+            if operation.path.matches('{').count() > 1 && !operation.path.contains("{module}") {
                 let path = path.replace(&team.id, &rival.id);
                 send(&rival.owner, operation, &path, &body).await.refused(404, "NOT_FOUND");
             }
@@ -607,5 +623,6 @@ const MAY_GO_ON: &[&str] = &[
     "organization:leave leave_organization",
     "organization:transfer transfer_organization",
     "settings:manage remove_domain",
+    "settings:manage remove_module",
     "webhooks:manage delete_webhook",
 ];

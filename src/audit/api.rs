@@ -206,11 +206,13 @@ impl AuditApi {
         plans::require(&who, Feature::AuditExport).await?;
         let filter =
             Filter { actor: actor_id.0, action: action.0, resource: resource_id.0, from: from.0, to: to.0 };
-        let tenant = who.tenant.clone();
+        // The request is under way until its last line is sent.
+        let (tenant, inside) = (who.tenant.clone(), who.inside.clone());
         // Stretch by stretch: no transaction stays open for as long as a client takes to read.
         let stretches = stream::try_unfold(Some(Stretch::first(1000)), move |stretch| {
-            let (filter, tenant) = (filter.clone(), tenant.clone());
+            let (filter, tenant, inside) = (filter.clone(), tenant.clone(), inside.clone());
             async move {
+                let _under_way = inside;
                 let Some(stretch) = stretch else { return Ok(None) };
                 let page = stretch.answer(filter.read(&tenant, &stretch).await?, |entry| entry.id);
                 let next = page.next_cursor.map(|cursor| Stretch::after(cursor, 1000));

@@ -6,6 +6,7 @@
 //! the database, cannot make the seals fit without the service's key.
 
 mod api;
+mod reseal;
 mod seal;
 
 use futures_util::join;
@@ -14,6 +15,7 @@ use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
 pub use api::{AuditApi, PlatformAuditEntry};
+pub use reseal::reseal;
 pub use seal::{Verdict, keep_sealing, seal_pending, verify};
 
 use crate::{

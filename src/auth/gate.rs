@@ -2,6 +2,7 @@
 
 use std::{marker::PhantomData, net::IpAddr, ops::Deref, sync::Arc};
 
+use chrono::{DateTime, Utc};
 use ipnet::IpNet;
 use poem::{
     FromRequest, Request, RequestBody,
@@ -17,6 +18,8 @@ use uuid::Uuid;
 use super::{
     activity::Seen,
     api_keys,
+    crowd::Inside,
+    known::{By, Facts, KeyFacts},
     permissions::{Asks, Permission, PermissionSet, Role, known},
     sealing::hex,
     tickets::{self, Holder},
@@ -26,7 +29,7 @@ use crate::{
     app::App,
     audit::{self, Changes},
     billing::{Plan, Resource, Use, check_writable, limits},
-    db::TenantTx,
+    db::{Row, TenantTx},
     error::{Code, Error, Result},
     http::{RequestId, Verdicts, client_address},
     limits::{Ask, Rate, Verdict},
@@ -53,6 +56,8 @@ pub struct Member {
     pub permissions: PermissionSet,
     pub tenant: Tenant,
     pub origin: Origin,
+    /// The request's part in what is under way.
+    pub inside: Option<Arc<Inside>>,
 }
 
 /// The API key that a request came with.
@@ -291,16 +296,29 @@ impl User {
         let Credentials::Session { user, session, .. } = Credentials::of(request, app).await? else {
             return Err(Error::new(Code::AuthFailed, "This needs a person: log in, an API key will not do."));
         };
-        let tx = app.db.begin().await?;
-        let live = tx
-            .query_opt(
-                "select 1 from platform.sessions s join platform.users u on u.id = s.user_id \
-                 where s.id = $1 and s.user_id = $2 and s.revoked_at is null and u.is_active",
-                &[&session, &user],
-            )
-            .await?;
-        drop(tx);
-        live.ok_or_else(logged_out)?;
+        let by = By::Session { session, user, organization: Uuid::nil() };
+        facts(app, by, async {
+            let tx = app.db.begin().await?;
+            let live = tx
+                .query_opt(
+                    "select u.mfa_enabled_at is not null as mfa \
+                     from platform.sessions s join platform.users u on u.id = s.user_id \
+                     where s.id = $1 and s.user_id = $2 and s.revoked_at is null and u.is_active",
+                    &[&session, &user],
+                )
+                .await?
+                .ok_or_else(logged_out)?;
+            Ok(Facts {
+                user,
+                session: Some(session),
+                key: None,
+                role: None,
+                is_active: false,
+                has_mfa: live.try_get("mfa")?,
+                permissions: PermissionSet::default(),
+            })
+        })
+        .await?;
         app.activity.saw(Seen::Session(session), origin, app.clock.now());
         Ok((user, session))
     }
@@ -337,18 +355,21 @@ fn mfa_required(why: &str) -> Error {
         .with_details(json!({"enroll": "/api/v1/auth/mfa/totp"}))
 }
 
-/// A member as the database has them, before it is decided what they may do.
+/// What is known of somebody, or what the database says.
+async fn facts(app: &App, by: By, read: impl Future<Output = Result<Facts>>) -> Result<Arc<Facts>> {
+    let access = app.db.access();
+    if let Some(facts) = app.known.get(&by, access) {
+        return Ok(facts);
+    }
+    let changes = access.changes();
+    let facts = Arc::new(read.await?);
+    app.known.put(by, &facts, access, changes);
+    Ok(facts)
+}
+
+/// Somebody who asks, and the organization they ask about, before it is decided what they may do.
 struct Found {
-    user_id: Uuid,
-    session: Option<Uuid>,
-    key: Option<(Key, Rate)>,
-    role: Option<Role>,
-    is_active: bool,
-    has_mfa: bool,
-    grants: Vec<Permission>,
-    denials: Vec<Permission>,
-    /// What the key is restricted to.
-    scopes: Option<PermissionSet>,
+    facts: Arc<Facts>,
     tenant: Tenant,
 }
 
@@ -357,19 +378,29 @@ impl Found {
         match credentials {
             Credentials::Session { user, session, organization } => {
                 let tenant = tenancy::resolve(request, app, *organization).await?;
-                Self::by_session(app, origin, *user, *session, tenant).await
+                let by = By::Session { session: *session, user: *user, organization: tenant.id() };
+                let facts = facts(app, by, Self::by_session(app, *user, *session, tenant.id())).await?;
+                app.activity.saw(Seen::Session(*session), origin, app.clock.now());
+                Ok(Self { facts, tenant })
             }
-            Credentials::Key { hash } => Self::by_key(request, app, origin, hash).await,
+            Credentials::Key { hash } => {
+                let now = app.clock.now();
+                let facts = facts(app, By::Key(hash.clone()), Self::by_key(app, hash, now)).await?;
+                let key = facts.key.as_ref().ok_or_else(bad_key)?;
+                if key.expires_at.is_some_and(|end| end <= now) {
+                    return Err(bad_key());
+                }
+                let tenant = tenancy::resolve(request, app, Some(key.organization)).await?;
+                if !api_keys::may_come_from(&key.allowed_ips, origin.address) {
+                    return Err(Error::denied("This API key may not be used from your address."));
+                }
+                app.activity.saw(Seen::Key(key.key.id), origin, now);
+                Ok(Self { facts, tenant })
+            }
         }
     }
 
-    async fn by_session(
-        app: &App,
-        origin: &Origin,
-        user_id: Uuid,
-        session: Uuid,
-        tenant: Tenant,
-    ) -> Result<Self> {
+    async fn by_session(app: &App, user: Uuid, session: Uuid, organization: Uuid) -> Result<Facts> {
         let tx = app.db.begin().await?;
         let row = tx
             .query_opt(
@@ -377,74 +408,68 @@ impl Found {
                  from platform.sessions s join platform.users u on u.id = s.user_id \
                  left join platform.organization_members m on m.user_id = u.id and m.organization_id = $3 \
                  where s.id = $1 and s.user_id = $2 and s.revoked_at is null and u.is_active",
-                &[&session, &user_id, &tenant.id()],
+                &[&session, &user, &organization],
             )
-            .await?;
-        drop(tx);
-        let row = row.ok_or_else(logged_out)?;
-        app.activity.saw(Seen::Session(session), origin, app.clock.now());
+            .await?
+            .ok_or_else(logged_out)?;
         let role: Option<Role> = row.try_get("role")?;
-        let member = role.is_some();
-        Ok(Self {
-            user_id,
-            session: Some(session),
-            key: None,
-            role,
-            is_active: member && row.try_get("is_active")?,
-            has_mfa: row.try_get("mfa")?,
-            grants: if member { known(&row.try_get::<_, Vec<String>>("grants")?) } else { Vec::new() },
-            denials: if member { known(&row.try_get::<_, Vec<String>>("denials")?) } else { Vec::new() },
-            scopes: None,
-            tenant,
-        })
+        let (is_active, permissions) = match role {
+            Some(role) => (row.try_get("is_active")?, permissions(&row, role)?),
+            None => (false, PermissionSet::default()),
+        };
+        let has_mfa = row.try_get("mfa")?;
+        Ok(Facts { user, session: Some(session), key: None, role, is_active, has_mfa, permissions })
     }
 
     /// A key is worth nothing without its maker's active membership, whatever its own row says.
-    async fn by_key(request: &Request, app: &App, origin: &Origin, hash: &[u8]) -> Result<Self> {
-        let now = app.clock.now();
+    async fn by_key(app: &App, hash: &[u8], now: DateTime<Utc>) -> Result<Facts> {
         let tx = app.db.begin().await?;
         let row = tx
             .query_opt(
-                "select k.id, k.organization_id, k.created_by, k.scopes, k.rate_per_hour, k.allowed_ips, m.role, \
-                 m.grants, m.denials, u.mfa_enabled_at is not null as mfa \
+                "select k.id, k.organization_id, k.created_by, k.scopes, k.rate_per_hour, k.allowed_ips, \
+                 k.expires_at, m.role, m.grants, m.denials, u.mfa_enabled_at is not null as mfa \
                  from platform.api_keys k join platform.users u on u.id = k.created_by and u.is_active \
                  join platform.organization_members m \
                  on m.organization_id = k.organization_id and m.user_id = k.created_by and m.is_active \
                  where k.hash = $1 and k.revoked_at is null and (k.expires_at is null or k.expires_at > $2)",
                 &[&hash, &now],
             )
-            .await?;
-        drop(tx);
-        let row = row.ok_or_else(bad_key)?;
-        let tenant = tenancy::resolve(request, app, Some(row.try_get("organization_id")?)).await?;
-        let allowed: Vec<String> = row.try_get("allowed_ips")?;
-        if !api_keys::may_come_from(&allowed, origin.address) {
-            return Err(Error::denied("This API key may not be used from your address."));
-        }
-        let key = Key { id: row.try_get("id")? };
-        app.activity.saw(Seen::Key(key.id), origin, now);
-        Ok(Self {
-            user_id: row.try_get("created_by")?,
+            .await?
+            .ok_or_else(bad_key)?;
+        let role: Role = row.try_get("role")?;
+        let key = KeyFacts {
+            key: Key { id: row.try_get("id")? },
+            rate: Rate::per_hour(row.try_get::<_, i32>("rate_per_hour")?.unsigned_abs()),
+            organization: row.try_get("organization_id")?,
+            scopes: PermissionSet::of_key(&known(&row.try_get::<_, Vec<String>>("scopes")?)),
+            allowed_ips: row.try_get("allowed_ips")?,
+            expires_at: row.try_get("expires_at")?,
+        };
+        Ok(Facts {
+            user: row.try_get("created_by")?,
             session: None,
-            key: Some((key, Rate::per_hour(row.try_get::<_, i32>("rate_per_hour")?.unsigned_abs()))),
-            role: row.try_get("role")?,
+            key: Some(key),
+            role: Some(role),
             is_active: true,
             has_mfa: row.try_get("mfa")?,
-            grants: known(&row.try_get::<_, Vec<String>>("grants")?),
-            denials: known(&row.try_get::<_, Vec<String>>("denials")?),
-            scopes: Some(PermissionSet::of_key(&known(&row.try_get::<_, Vec<String>>("scopes")?))),
-            tenant,
+            permissions: permissions(&row, role)?,
         })
     }
 
     fn limits(&self, app: &App) -> [Ask; 2] {
-        let caller = match self.key {
-            Some((key, rate)) => Ask { policy: "api_key", key: key.id.to_string(), rate },
-            None => Ask { policy: "user", key: self.user_id.to_string(), rate: app.config.limits.user },
+        let caller = match &self.facts.key {
+            Some(key) => Ask { policy: "api_key", key: key.key.id.to_string(), rate: key.rate },
+            None => Ask { policy: "user", key: self.facts.user.to_string(), rate: app.config.limits.user },
         };
         let rate = self.tenant.plan().rate(&app.config.limits);
         [caller, Ask { policy: "organization", key: self.tenant.id().to_string(), rate }]
     }
+}
+
+/// What a membership brings.
+fn permissions(row: &Row, role: Role) -> Result<PermissionSet> {
+    let listed = |column: &str| Ok::<_, Error>(known(&row.try_get::<_, Vec<String>>(column)?));
+    Ok(PermissionSet::effective(role, &listed("grants")?, &listed("denials")?))
 }
 
 impl Member {
@@ -478,7 +503,7 @@ impl Member {
             Err(error) => (None, Err(error)),
         };
         match outcome {
-            Ok((member, limits)) => {
+            Ok((mut member, limits)) => {
                 if counting == Counting::Yes {
                     // What programs have used up must not use up what people have together.
                     let used_up = member.used_up();
@@ -487,6 +512,7 @@ impl Member {
                     if let Some(refusal) = used_up {
                         return Err(refusal);
                     }
+                    member.make_way()?;
                     member.count(request);
                 }
                 Ok(member)
@@ -496,6 +522,33 @@ impl Member {
                     count_failure(app, &origin, known.as_ref(), &error).await?;
                 }
                 Err(error)
+            }
+        }
+    }
+
+    /// Keeps one organization from taking up the service: so many requests at a time, and so much of the
+    /// database's time.
+    fn make_way(&mut self) -> Result<()> {
+        let crowded = |policy: &'static str, told: String, seconds: u32| {
+            metrics::counter!("rowhouse_rate_limited_total", "policy" => policy).increment(1);
+            Error::new(Code::RateLimit, told).retry_after(seconds)
+        };
+        if let Some(wait) = self.tenant.overdrawn() {
+            let seconds = wait.as_secs_f64().ceil().min(60.0) as u32;
+            let told =
+                format!("This organization takes too much of the database's time. Try again in {seconds} s.");
+            return Err(crowded("database_time", told, seconds));
+        }
+        // Those who wait for it to change places pile up, which is nobody's fault.
+        let most = if self.tenant.is_paused() { 0 } else { self.app.config.limits.concurrent };
+        self.inside = self.app.crowd.enter(self.tenant.id(), most).map(Arc::new);
+        match self.inside {
+            Some(_) => Ok(()),
+            None => {
+                let told = format!(
+                    "More than {most} requests of this organization are under way. Try again in 1 s."
+                );
+                Err(crowded("concurrent", told, 1))
             }
         }
     }
@@ -531,14 +584,14 @@ impl Member {
     ) -> Result<(Self, [Ask; 2])> {
         let found = Found::of(request, app, origin, credentials).await?;
         // To somebody outside it, an organization does not exist.
-        let Some(role) = found.role else {
+        let (facts, tenant) = (&*found.facts, &found.tenant);
+        let Some(role) = facts.role else {
             return Err(tenancy::unknown());
         };
-        let tenant = &found.tenant;
         if tenant.is_deleted() && !including_deleted {
             return Err(tenancy::unknown());
         }
-        if !found.is_active {
+        if !facts.is_active {
             return Err(Error::denied("Your membership of this organization is deactivated."));
         }
         if tenant.is_suspended() {
@@ -547,27 +600,42 @@ impl Member {
                 "This organization is suspended. Contact support.",
             ));
         }
-        if tenant.requires_mfa() && !found.has_mfa {
+        if tenant.requires_mfa() && !facts.has_mfa {
             return Err(mfa_required("This organization requires a second factor of its members."));
         }
-        let own = PermissionSet::effective(role, &found.grants, &found.denials);
-        let permissions = found.scopes.map_or(own, |scopes| own.intersection(scopes));
+        let own = facts.permissions;
+        let permissions = facts.key.as_ref().map_or(own, |key| own.intersection(key.scopes));
         if let Some(asked) = asked
             && !permissions.contains(asked)
         {
-            return Err(Error::denied(match found.key {
+            return Err(Error::denied(match facts.key {
                 Some(_) => format!("This needs the permission {asked}, which this API key does not have."),
                 None => format!("This needs the permission {asked}, which your role {role} does not have."),
             }));
+        }
+        if let Some(module) = asked.and_then(Permission::module)
+            && !tenant.has_module(module)
+        {
+            return Err(not_enabled(tenant, module));
         }
         if !goes_on_unpaid(request.method(), asked) {
             check_writable(app, tenant)?;
         }
         let limits = found.limits(app);
-        let Found { user_id, session, key, tenant, .. } = found;
-        let (app, key, origin) = (app.clone(), key.map(|(key, _)| key), origin.clone());
-        Ok((Self { app, user_id, session, key, role, permissions, tenant, origin }, limits))
+        let Facts { user: user_id, session, .. } = *found.facts;
+        let key = facts.key.as_ref().map(|key| key.key);
+        let (app, origin, tenant) = (app.clone(), origin.clone(), found.tenant.clone());
+        Ok((Self { app, user_id, session, key, role, permissions, tenant, origin, inside: None }, limits))
     }
+}
+
+fn not_enabled(tenant: &Tenant, module: &str) -> Error {
+    let enable = format!("/api/v1/organizations/{}/modules/{module}", tenant.id());
+    Error::new(
+        Code::ModuleNotEnabled,
+        format!("This organization does not have the module {module}. Whoever manages its settings can PUT {enable}."),
+    )
+    .with_details(json!({"module": module, "enable": enable}))
 }
 
 /// What goes on in an organization that owes a payment: to read, to pay or make somebody else who can, to
@@ -656,7 +724,9 @@ gate!([P: Asks] Watching<P>, vec![BEARER, P::PERMISSION.name()], |request| {
     let app = app(request)?;
     let credentials = Credentials::of_watcher(request, &app).await;
     let asked = Some(P::PERMISSION);
-    let member = Member::enter_with(request, &app, credentials, asked, false, Counting::Yes).await?;
+    let mut member = Member::enter_with(request, &app, credentials, asked, false, Counting::Yes).await?;
+    // It stays; other limits hold for those.
+    member.inside = None;
     Self(member, PhantomData)
 });
 gate!([] User, vec![BEARER], |request| Self::enter(request, Counting::Yes).await?);

@@ -7,8 +7,10 @@
 mod access;
 pub mod activity;
 pub mod api_keys;
+pub mod crowd;
 mod gate;
 pub mod keys;
+pub mod known;
 pub mod passwords;
 pub mod permissions;
 pub mod sealing;

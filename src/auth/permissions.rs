@@ -94,9 +94,22 @@ permissions! {
     TasksWrite = "tasks:write": Owner Admin Manager;
     /// Write tasks that one made or is assigned to, and those of one's projects.
     TasksWriteOwn = "tasks:write_own": Owner Admin Manager Member;
+    /// See announcements.
+    UpdatesRead = "updates:read": Owner Admin Manager Member Viewer;
+    /// Write announcements.
+    UpdatesWrite = "updates:write": Owner Admin Manager;
 }
 
 impl Permission {
+    /// The module that an organization must have for it to be worth something; `None` for what all of them
+    /// have.
+    pub fn module(self) -> Option<&'static str> {
+        match self {
+            Permission::UpdatesRead | Permission::UpdatesWrite => Some("operations"),
+            _ => None,
+        }
+    }
+
     /// `x:write` includes `x:write_own`, and who pays sees what.
     fn includes(self) -> Option<Permission> {
         if self == Permission::BillingManage {

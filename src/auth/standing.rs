@@ -8,12 +8,7 @@ use super::{
     api_keys,
     permissions::{PermissionSet, Role, known},
 };
-use crate::{
-    app::App,
-    db::{ACCESS, Tx},
-    error::Result,
-    tenancy::fleet,
-};
+use crate::{app::App, db::Tx, error::Result, tenancy::fleet};
 
 /// Who was let in, and by what.
 #[derive(Clone, Copy, Debug)]
@@ -36,8 +31,7 @@ impl Standing {
 
 /// Says, once this is committed, that a user, session or key may do less or more than before.
 pub async fn changed(tx: &Tx, id: Uuid) -> Result<()> {
-    tx.query("select pg_notify($1, $2)", &[&ACCESS, &id.to_string()]).await?;
-    Ok(())
+    tx.access_changed(id).await
 }
 
 /// What each of them may do now; `None` for those who are not let in any more. The same rules as the

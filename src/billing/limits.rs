@@ -11,7 +11,7 @@
 use std::fmt;
 
 use chrono::{DateTime, Datelike, Months, NaiveDate, NaiveTime, Utc};
-use futures_util::future::try_join_all;
+use futures_util::{future::try_join_all, join};
 use poem_openapi::Object;
 use serde::Serialize;
 use serde_json::json;
@@ -20,7 +20,7 @@ use super::Plan;
 use crate::{
     app::App,
     audit::{Actor, Changes},
-    db::{Row, TenantTx},
+    db::{TenantTx, ToSql},
     error::{Code, Error, Result},
     events::{self, EventType},
     types::text_enum,
@@ -52,7 +52,8 @@ impl Resource {
         }
     }
 
-    /// An expression for what is used. `$1` is the organization, `present.now` the time.
+    /// An expression for what is used, of tables of `platform` or of the organization's own, never of both:
+    /// they may be on two servers. `$1` is the organization, `present.now` the time.
     fn used(self, app: &App) -> &'static str {
         if let Some(count) = app.count_of(self) {
             return count;
@@ -73,10 +74,24 @@ impl Resource {
         }
     }
 
+    /// Whether what is used lies in `platform`.
+    fn is_of_the_platform(self) -> bool {
+        matches!(self, Self::Users | Self::ApiCalls)
+    }
+
+    /// Has a statement run on the server where what is used lies: whoever gets a lock next must see there what
+    /// the one before committed. `$1` is the organization.
+    fn on_its_server(self) -> &'static str {
+        match self.is_of_the_platform() {
+            true => "from platform.organizations where id = $1",
+            false => "from (select $1::uuid) as its (id)",
+        }
+    }
+
     /// Whether what is used is kept in `usage_counters` by whoever adds and removes it, because no module
     /// can count it where it lies.
     fn is_kept(self, app: &App) -> bool {
-        !matches!(self, Self::Users | Self::ApiCalls) && app.count_of(self).is_none()
+        !self.is_of_the_platform() && app.count_of(self).is_none()
     }
 
     /// So many of it, for people.
@@ -122,14 +137,24 @@ const THRESHOLDS: [i64; 2] = [80, 100];
 
 /// What of a resource is used and allowed.
 pub async fn ask(tx: &TenantTx, app: &App, resource: Resource) -> Result<Use> {
-    let (used, column) = (resource.used(app), resource.column());
     let sql = format!(
-        "select {used} as used, p.{column} as \"limit\" from platform.organizations o \
-         join platform.plans p on p.name = o.plan cross join (select $2::timestamptz) as present (now) \
-         where o.id = $1"
+        "select {} as used from (select $1::uuid, $2::timestamptz) as present (organization, now)",
+        resource.used(app)
     );
-    let row = tx.query_one(&sql, &[&tx.organization(), &app.clock.now()]).await?;
-    from_row(&row, resource)
+    let (organization, now) = (tx.organization(), app.clock.now());
+    let of: [&(dyn ToSql + Sync); 2] = [&organization, &now];
+    let (used, limit) = join!(tx.query_one(&sql, &of), limit(tx, resource));
+    Ok(Use { resource, used: used?.try_get("used")?, limit: limit? })
+}
+
+/// What the plan allows; `None` is no limit.
+async fn limit(tx: &TenantTx, resource: Resource) -> Result<Option<i64>> {
+    let sql = format!(
+        "select p.{} as \"limit\" from platform.organizations o join platform.plans p on p.name = o.plan \
+         where o.id = $1",
+        resource.column()
+    );
+    Ok(tx.query_one(&sql, &[&tx.organization()]).await?.try_get("limit")?)
 }
 
 /// What of every resource is used and allowed.
@@ -152,10 +177,6 @@ pub async fn over(tx: &TenantTx, app: &App, plan: Plan) -> Result<Vec<Use>> {
     Ok(over)
 }
 
-fn from_row(row: &Row, resource: Resource) -> Result<Use> {
-    Ok(Use { resource, used: row.try_get("used")?, limit: row.try_get("limit")? })
-}
-
 /// Takes so much of a resource, or refuses with 402 because the plan does not allow it. Whoever takes
 /// several takes them in the order of [`Resource`]: others wait for the end of the transaction.
 pub async fn reserve(tx: &TenantTx, app: &App, resource: Resource, amount: i64) -> Result<()> {
@@ -173,13 +194,7 @@ pub async fn reserve(tx: &TenantTx, app: &App, resource: Resource, amount: i64) 
             false => warn(tx, app, there.used, &then).await,
         };
     }
-    let sql = format!(
-        "select p.{} as \"limit\" from platform.organizations o join platform.plans p on p.name = o.plan \
-         where o.id = $1",
-        resource.column()
-    );
-    let limited: Option<i64> = tx.query_one(&sql, &[&tx.organization()]).await?.try_get("limit")?;
-    if limited.is_none() {
+    if limit(tx, resource).await?.is_none() {
         return Ok(());
     }
     lock(tx, resource).await?;
@@ -205,33 +220,36 @@ fn positive(amount: i64) -> Result<()> {
 
 /// The row is the lock.
 async fn add(tx: &TenantTx, resource: Resource, amount: i64) -> Result<()> {
-    impatient(tx).await?;
+    impatient(tx, resource).await?;
     tx.execute(
         "insert into usage_counters as known (resource, used) values ($1, greatest($2::bigint, 0)) \
          on conflict (resource) do update set used = greatest(known.used + $2, 0)",
         &[&resource, &amount],
     )
     .await?;
-    patient(tx).await
+    patient(tx, resource).await
 }
 
 /// Makes others who reserve of the same wait for the end of this transaction.
 async fn lock(tx: &TenantTx, resource: Resource) -> Result<()> {
-    impatient(tx).await?;
+    impatient(tx, resource).await?;
     let name = format!("limit {resource} {}", tx.organization());
-    tx.query("select pg_advisory_xact_lock(hashtextextended($1, 0))", &[&name]).await?;
-    patient(tx).await
+    let sql = format!("select pg_advisory_xact_lock(hashtextextended($2, 0)) {}", resource.on_its_server());
+    tx.query(&sql, &[&tx.organization(), &name]).await?;
+    patient(tx, resource).await
 }
 
 /// Whoever waits for long holds a connection that others need.
-async fn impatient(tx: &TenantTx) -> Result<()> {
-    tx.query("select set_config('lock_timeout', '3s', true)", &[]).await?;
+async fn impatient(tx: &TenantTx, resource: Resource) -> Result<()> {
+    let sql = format!("select set_config('lock_timeout', '3s', true) {}", resource.on_its_server());
+    tx.query(&sql, &[&tx.organization()]).await?;
     Ok(())
 }
 
 /// What comes after waits as ever.
-async fn patient(tx: &TenantTx) -> Result<()> {
-    tx.query("select set_config('lock_timeout', '0', true)", &[]).await?;
+async fn patient(tx: &TenantTx, resource: Resource) -> Result<()> {
+    let sql = format!("select set_config('lock_timeout', '0', true) {}", resource.on_its_server());
+    tx.query(&sql, &[&tx.organization()]).await?;
     Ok(())
 }
 

@@ -29,5 +29,5 @@ pub use reconcile::{Reconcile, begin_reconciliation};
 pub use record::{TellReadOnly, check_writable, override_plan};
 pub use stripe::Stripe;
 pub use subscriptions::SubscriptionsApi;
-pub use sync::{StopBilling, SyncSubscription, stop_billing};
+pub use sync::{StopBilling, SyncSubscription, end_payments, stop_billing};
 pub use trials::{LookAtTrial, look_at_trials};

@@ -168,6 +168,7 @@ impl SubscriptionsApi {
         if !to.0.plan.has_trial() {
             return Err(Error::invalid("plan", "must be starter or professional"));
         }
+        not_in_play(&who)?;
         let now = who.app.clock.now();
         let tx = who.begin().await?;
         let before = lock(&tx, who.tenant.id()).await?;
@@ -198,6 +199,7 @@ impl SubscriptionsApi {
     /// begins with one.
     #[oai(path = "/subscriptions/checkout", method = "post", operation_id = "start_checkout")]
     async fn checkout(&self, who: Can<BillingManage>, to: Body<PlanChoice>) -> Result<Json<CheckoutPage>> {
+        not_in_play(&who)?;
         alone(&who, open_checkout(&who, to.0.plan)).await.map(Json)
     }
 
@@ -609,4 +611,12 @@ async fn shown(tx: &TenantTx, app: &App, record: &Record) -> Result<Subscription
         read_only_from: told.read_only_from,
         limits: limits::ask_all(tx, app).await?,
     })
+}
+
+/// Nothing is paid for a copy to play with.
+fn not_in_play(who: &Member) -> Result<()> {
+    match who.tenant.is_sandbox() {
+        true => Err(Error::conflict("This is a copy to play with: nothing is paid for it.")),
+        false => Ok(()),
+    }
 }

@@ -211,36 +211,43 @@ impl Work for StopBilling {
     const POLICY: Policy = Policy { attempts: 8, ..Policy::DEFAULT };
 
     async fn run(self, job: &Running) -> anyhow::Result<()> {
-        let app = &*job.app;
         let Some(tenant) = job.tenant().await? else { return Ok(()) };
-        let tx = tenant.begin().await?;
-        // It may have been restored, and the directory may not have heard yet.
-        let deleted = tenancy::is_deleted(&tx, tenant.id()).await?;
-        let record = record::find(&tx, tenant.id()).await?;
-        drop(tx);
-        let (true, Some(customer)) = (deleted, record.customer) else { return Ok(()) };
-        let stripe = app.stripe()?;
-        // A page on which somebody could still pay.
-        if let Some((page, _)) = record.checkout
-            && stripe.checkout(&page).await?.is_some_and(|page| page.is_open)
-        {
-            stripe.close_checkout(&page).await?;
-        }
-        let seen = match stripe.subscriptions_of(&customer).await {
-            // Nobody is left to be charged.
-            Err(Failure::Missing) => return Ok(()),
-            seen => seen?,
-        };
-        for seen in charged(&seen) {
-            match seen.status {
-                Status::Active | Status::Trialing => stripe.cancel_at_period_end(&seen.id).await?,
-                // What is owed is not collected any more.
-                _ => stripe.cancel(&seen.id).await?,
-            };
-        }
-        look_only(app, &tenant, &Actor::system()).await?;
+        end_payments(&job.app, &tenant, false).await?;
         Ok(())
     }
+}
+
+/// Ends what is paid for an organization that was deleted: when it is used up, or `at_once`. False where it
+/// is not deleted any more; then nothing ends.
+pub async fn end_payments(app: &App, tenant: &Tenant, at_once: bool) -> anyhow::Result<bool> {
+    let tx = tenant.begin().await?;
+    // It may have been restored, and the directory may not have heard yet.
+    let deleted = tenancy::is_deleted(&tx, tenant.id()).await?;
+    let record = record::find(&tx, tenant.id()).await?;
+    drop(tx);
+    let (true, Some(customer)) = (deleted, record.customer) else { return Ok(deleted) };
+    let stripe = app.stripe()?;
+    // A page on which somebody could still pay.
+    if let Some((page, _)) = record.checkout
+        && stripe.checkout(&page).await?.is_some_and(|page| page.is_open)
+    {
+        stripe.close_checkout(&page).await?;
+    }
+    let seen = match stripe.subscriptions_of(&customer).await {
+        // Nobody is left to be charged.
+        Err(Failure::Missing) => return Ok(true),
+        seen => seen?,
+    };
+    let all = seen.iter().filter(|seen| at_once && seen.status != Status::Ended);
+    for seen in all.chain(charged(&seen).filter(|_| !at_once)) {
+        match seen.status {
+            Status::Active | Status::Trialing if !at_once => stripe.cancel_at_period_end(&seen.id).await?,
+            // What is owed is not collected any more.
+            _ => stripe.cancel(&seen.id).await?,
+        };
+    }
+    look_only(app, tenant, &Actor::system()).await?;
+    Ok(true)
 }
 
 /// Has the payments of the transaction's organization end, if there are any.

@@ -217,6 +217,7 @@ async fn load_one(app: &Arc<App>, demo: &Organization, hash: &str) -> crate::err
         role: Role::Manager,
         permissions: Role::Manager.permissions(),
         tenant,
+        inside: None,
     };
     let today = now.date_naive();
     for project in demo.projects {

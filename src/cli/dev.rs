@@ -22,6 +22,7 @@ use crate::{
     config::Config,
     db::Db,
     http,
+    tenancy::fleet::Options,
 };
 
 /// The data stays in .rowhouse/ and is there again at the next start.
@@ -75,7 +76,7 @@ async fn run_on(postgres: &PrivatePostgres, home: &Path, args: &Args) -> anyhow:
     })?;
     Db::create_database_if_missing(&config.database).await?;
     let app = App::new(config, Clock::default())?;
-    migrate::migrate(&app, 4, 1).await?;
+    migrate::migrate(&app, &Options { max_failures: 1, ..Options::default() }).await?;
     let background = app.start(Part::All).await?;
     if demo::load(&app).await? {
         println!("demo data: loaded");
@@ -89,7 +90,7 @@ async fn run_on(postgres: &PrivatePostgres, home: &Path, args: &Args) -> anyhow:
 /// Removes the data, after waiting for the end of a server that may still hold it.
 async fn reset(home: &Path, place: &Path) -> anyhow::Result<()> {
     postgres::end_earlier_run(place).await?;
-    for path in [place.to_owned(), home.join("rowhouse.toml")] {
+    for path in [place.to_owned(), home.join("rowhouse.toml"), home.join("backups")] {
         let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         if let Err(error) = removed
             && error.kind() != std::io::ErrorKind::NotFound
@@ -125,10 +126,12 @@ fn write_config(postgres: &PrivatePostgres, home: &Path, listen: &str) -> anyhow
          base_domain = \"localhost\"\n\n[auth]\nsecret_key = \"{}\"\n\n\
          # On one's own machine everybody comes from the same address.\n[limits]\nanonymous = \"10000/h\"\n\
          register = \"1000/h\"\npassword_reset = \"100/h\"\n\n[mail]\nfolder = {:?}\n\
-         app_url = \"http://{listen}\"\n\n[webhooks]\nallow_loopback = true\n",
+         app_url = \"http://{listen}\"\n\n[webhooks]\nallow_loopback = true\n\n\
+         [backups]\nfolder = {:?}\n",
         postgres.url("rowhouse").expose_secret(),
         key.trim(),
         home.join("mail"),
+        home.join("backups"),
     );
     write_private(&file, &text)?;
     Config::load_dev(&file)

@@ -3,7 +3,15 @@
 use std::net::TcpListener;
 
 use super::postgres;
-use crate::{app::App, billing::setup, clock::Clock, config::Config, db, db::migrations, tenancy::fleet};
+use crate::{
+    app::App,
+    billing::setup,
+    clock::Clock,
+    config::Config,
+    db,
+    db::migrations,
+    tenancy::{databases, fleet},
+};
 
 /// What was found, in order.
 #[derive(Default)]
@@ -140,9 +148,27 @@ async fn look_at_database(findings: &mut Findings, app: &App, place: &str) -> cr
     findings.good(format!("platform schema at version {have}"));
     match fleet::behind(&tx).await? {
         0 => findings.good("every tenant schema is current"),
-        n => findings.problem(format!("{n} modules of tenant schemas are behind"), "run `rowhouse migrate`"),
+        n => findings.problem(
+            format!("{n} modules of tenant schemas are behind"),
+            "run `rowhouse migrate`; `rowhouse migrate status` shows which",
+        ),
     }
     drop(tx);
+    let servers = databases::list(app).await?;
+    for server in &servers {
+        match databases::check(app, server, servers.len() == 1).await {
+            Ok((_, wrong)) if wrong.is_empty() => {
+                findings.good(format!("server {} is in order", server.name))
+            }
+            Ok((_, wrong)) => wrong.iter().for_each(|wrong| {
+                findings.problem(format!("server {}: {wrong}", server.name), "see docs/servers.md")
+            }),
+            Err(error) => findings.problem(
+                format!("server {}: {error}", server.name),
+                "check that it runs, and `rowhouse database set <name> --url …`",
+            ),
+        }
+    }
     match (&app.stripe, setup::complaints(app).await) {
         (None, _) => findings.note("no STRIPE_SECRET_KEY: nobody can pay for a plan"),
         (Some(_), Ok(complaints)) if complaints.is_empty() => {

@@ -1,6 +1,7 @@
 //! The command line: one binary, a command for each thing an operator or developer does.
 
 mod config;
+mod database;
 mod demo;
 mod dev;
 mod doctor;
@@ -48,9 +49,12 @@ enum Command {
     Dev(dev::Args),
     /// Bring the platform schema, then every tenant schema, up to this version.
     Migrate(migrate::Args),
-    /// See and make organizations.
+    /// See and make organizations; save, restore, copy, move, close and erase them.
     #[command(subcommand)]
     Tenant(tenant::Command),
+    /// See and add the database servers that organizations are on.
+    #[command(subcommand)]
+    Database(database::Command),
     /// Manage accounts that the API cannot make.
     #[command(subcommand)]
     User(user::Command),
@@ -75,6 +79,7 @@ pub fn run() -> anyhow::Result<()> {
             Command::Dev(args) => dev::run(args).await,
             Command::Migrate(args) => migrate::run(args).await,
             Command::Tenant(command) => tenant::run(command).await,
+            Command::Database(command) => database::run(command).await,
             Command::User(command) => user::run(command).await,
             Command::Openapi(args) => openapi::run(args),
             Command::Doctor => doctor::run().await,

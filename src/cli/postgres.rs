@@ -209,6 +209,7 @@ impl PrivatePostgres {
             format!("port={port}"),
             format!("unix_socket_directories={sockets}"),
             "max_connections=300".to_owned(),
+            "max_prepared_transactions=64".to_owned(),
             "timezone=UTC".to_owned(),
             "log_timezone=UTC".to_owned(),
             "logging_collector=off".to_owned(),

@@ -1,6 +1,7 @@
 //! Hearing what other instances say: `listen` on a connection of its own, one for the process.
 
 use std::{
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicU8, Ordering},
@@ -15,7 +16,9 @@ use tokio::{
 };
 use tokio_postgres::AsyncMessage;
 use tokio_postgres_rustls::MakeRustlsConnect;
+use uuid::Uuid;
 
+use super::Fresh;
 use crate::error::{Error, Result};
 
 /// What is said, and who listens: `directory` drops what it holds, workers look for jobs, the
@@ -32,14 +35,17 @@ const CHANNELS: [&str; 5] = [DIRECTORY, JOBS, OUTBOX, EVENTS, ACCESS];
 /// `notify` in the transaction of a change would make every commit of the database wait for one
 /// lock. So the change only remembers to say it; the listening connection does, for many at once.
 /// Should the process die in between, whoever listens also looks now and then.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Announcer {
     channels: AtomicU8,
     anything: Notify,
+    /// Whose access has changed.
+    pub access: Fresh,
 }
 
 impl Announcer {
-    pub fn say(&self, channels: u8) {
+    pub fn say(&self, channels: u8, touched: &[Uuid]) {
+        touched.iter().for_each(|id| self.access.changed(*id));
         if channels != 0 {
             self.channels.fetch_or(channels, Ordering::Relaxed);
             self.anything.notify_one();
@@ -120,13 +126,14 @@ pub(super) async fn listen(
             if let Err(error) = session(&config, &tls, &said, &announcer).await {
                 tracing::warn!(%error, "listening to the database was interrupted; connecting again");
             }
+            announcer.access.set_hearing(false);
             let _ = said.send(Heard::Lost);
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
     };
     tokio::select! {
         () = listening => {}
-        () = said.closed() => {}
+        () = said.closed() => announcer.access.set_hearing(false),
     }
 }
 
@@ -159,19 +166,24 @@ async fn session(
     tokio::time::timeout(Duration::from_secs(5), client.batch_execute(&commands))
         .await
         .map_err(|_| lost())??;
+    announcer.access.set_hearing(true);
     let _ = said.send(Heard::Connected);
     let mut ping = tokio::time::interval(PING_EVERY);
+    // Goes on where it was when something else came first.
+    let mut collected = pin!(announcer.collect());
     loop {
         tokio::select! {
             notice = notices.recv() => {
                 let notice = notice.ok_or_else(lost)?;
+                if notice.channel() == ACCESS {
+                    notice.payload().parse().map_or_else(|_| announcer.access.all_changed(), |id| announcer.access.changed(id));
+                }
                 let heard = Heard::Notice { channel: notice.channel().into(), payload: notice.payload().into() };
                 let _ = said.send(heard);
             }
-            commands = announcer.collect() => {
-                tokio::time::timeout(Duration::from_secs(5), client.batch_execute(&commands))
-                    .await
-                    .map_err(|_| lost())??;
+            commands = &mut collected => {
+                collected.set(announcer.collect());
+                tokio::time::timeout(PING_EVERY, client.batch_execute(&commands)).await.map_err(|_| lost())??;
             }
             _ = ping.tick() => {
                 tokio::time::timeout(PING_EVERY, client.batch_execute("")).await.map_err(|_| lost())??;

@@ -9,10 +9,13 @@
 //!   `tenancy` keeps it to itself: no other room can turn an id or a string into a transaction.
 //! - `platform.*` is reached by qualified name from both kinds of transaction.
 
+mod desk;
+mod fresh;
 mod listen;
 pub mod migrations;
 mod pool;
 mod select;
+mod two_phase;
 mod tx;
 
 use std::{
@@ -29,10 +32,12 @@ use tokio::sync::broadcast;
 use tokio_postgres::config::SslMode;
 use uuid::Uuid;
 
+pub use fresh::{Fresh, Mark};
 pub use listen::{ACCESS, DIRECTORY, EVENTS, Heard, JOBS, Listener, OUTBOX};
 pub use select::Select;
 pub use tokio_postgres::{Row, types::ToSql};
 pub use tx::{COMMIT_NOTE, PlatformTx, TenantTx, Tx};
+use tx::{Companion, Mode};
 
 use crate::{config::DatabaseConfig, error::Result, outbound};
 
@@ -47,6 +52,12 @@ impl Schema {
 
     pub fn id(self) -> Uuid {
         self.0
+    }
+
+    /// What it is called once another schema has taken its place: whoever still thinks that it is the living
+    /// one finds nothing.
+    pub fn retired_name(self) -> String {
+        format!("retired_{}", self.0.simple())
     }
 }
 
@@ -69,10 +80,46 @@ impl FromStr for Schema {
     }
 }
 
+/// A database server that holds tenant schemas.
+#[derive(Clone)]
+pub struct Server {
+    id: Uuid,
+    pool: Arc<pool::Pool>,
+}
+
+impl Server {
+    /// Its id in `platform.databases`; nil is the one that holds `platform`.
+    pub fn id(&self) -> Uuid {
+        self.id
+    }
+
+    /// Whether it is the one that holds `platform`.
+    pub fn is_primary(&self) -> bool {
+        self.id.is_nil()
+    }
+
+    /// How many transactions can be open on it at the same time.
+    pub fn connections(&self) -> usize {
+        self.pool.size()
+    }
+
+    async fn begin(&self) -> Result<PlatformTx> {
+        Ok(PlatformTx::new(self.pool.get(Uuid::nil()).await?, None))
+    }
+}
+
+/// Where a tenant's data is.
+#[derive(Clone)]
+pub struct Place {
+    pub server: Server,
+    pub schema: Schema,
+}
+
 /// The database, shared by everything that runs in the process.
 #[derive(Clone)]
 pub struct Db {
-    pool: Arc<pool::Pool>,
+    primary: Server,
+    config: Arc<DatabaseConfig>,
     /// Where to listen: past a pooler, which hands notices to nobody.
     listen: tokio_postgres::Config,
     hub: Arc<Mutex<broadcast::WeakSender<Heard>>>,
@@ -82,22 +129,46 @@ impl Db {
     /// Prepares the pool; nothing is connected before the first transaction.
     pub fn new(config: &DatabaseConfig) -> anyhow::Result<(Self, TenantDoor)> {
         let direct = config.listen_url.as_ref().unwrap_or(&config.url);
-        let pool = Arc::new(pool::Pool::new(connection_config(&config.url)?, tls(config)?, config));
+        let pool = pool::Pool::new(connection_config(&config.url)?, tls(config)?, config, Arc::default());
+        let primary = Server { id: Uuid::nil(), pool: Arc::new(pool) };
         let nobody = broadcast::channel(1).0.downgrade();
         let mut listen = connection_config(direct)?;
         listen.application_name("rowhouse listening");
-        let db = Self { pool, listen, hub: Arc::new(Mutex::new(nobody)) };
+        let hub = Arc::new(Mutex::new(nobody));
+        let db = Self { primary, config: Arc::new(config.clone()), listen, hub };
         Ok((db.clone(), TenantDoor { db }))
     }
 
     /// Opens a transaction that sees `platform` by qualified name and no tenant's schema.
     pub async fn begin(&self) -> Result<PlatformTx> {
-        Ok(PlatformTx::new(self.pool.get(Uuid::nil()).await?))
+        self.primary.begin().await
     }
 
     /// How many transactions can be open at the same time.
     pub fn connections(&self) -> usize {
-        self.pool.size()
+        self.primary.connections()
+    }
+
+    /// The server that holds `platform`.
+    pub fn primary(&self) -> Server {
+        self.primary.clone()
+    }
+
+    /// Whose access has changed, as far as it is known here.
+    pub fn access(&self) -> &Fresh {
+        &self.primary.pool.announcer.access
+    }
+
+    /// Another server for tenant schemas; nothing is connected yet.
+    pub fn open_server(&self, id: Uuid, url: &SecretString) -> anyhow::Result<Server> {
+        let announcer = self.primary.pool.announcer.clone();
+        let pool = pool::Pool::new(connection_config(url)?, tls(&self.config)?, &self.config, announcer);
+        Ok(Server { id, pool: Arc::new(pool) })
+    }
+
+    /// Ends transactions over two servers that were left in the middle of their commit on this one.
+    pub async fn settle(&self, server: &Server) -> Result<usize> {
+        two_phase::settle(&self.primary, server).await
     }
 
     /// Hears what is said on the channels of the database. All listeners of the process share one
@@ -110,8 +181,8 @@ impl Db {
         }
         let (said, heard) = broadcast::channel(1024);
         *hub = said.downgrade();
-        let announcer = self.pool.announcer.clone();
-        tokio::spawn(listen::listen(self.listen.clone(), self.pool.tls().clone(), said, announcer));
+        let pool = &self.primary.pool;
+        tokio::spawn(listen::listen(self.listen.clone(), pool.tls().clone(), said, pool.announcer.clone()));
         Listener::new(heard)
     }
 
@@ -132,6 +203,12 @@ impl Db {
     }
 }
 
+/// The account that the desk keeps for background work of a tenant, beside that for its requests. It ranks
+/// slots as the tenant does.
+fn background(schema: Schema) -> Uuid {
+    Uuid::from_u128(!schema.id().as_u128())
+}
+
 /// The right to open tenant schemas. Made once, with the [`Db`]; `tenancy` keeps it.
 pub struct TenantDoor {
     db: Db,
@@ -139,13 +216,49 @@ pub struct TenantDoor {
 
 impl TenantDoor {
     /// Opens a transaction in which unqualified names are this schema's.
-    pub async fn begin(&self, schema: Schema, organization: Uuid) -> Result<TenantTx> {
-        Ok(TenantTx::new(self.db.pool.get(schema.id()).await?, schema, organization))
+    pub async fn begin(&self, place: &Place, organization: Uuid) -> Result<TenantTx> {
+        self.open(place, organization, Mode::Usual, place.schema.id()).await
+    }
+
+    /// The same for work that nobody waits for: its time is not taken off what requests may have.
+    pub async fn begin_in_background(&self, place: &Place, organization: Uuid) -> Result<TenantTx> {
+        self.open(place, organization, Mode::Usual, background(place.schema)).await
+    }
+
+    /// The same for reading only; all statements see one moment.
+    pub async fn begin_snapshot(&self, place: &Place, organization: Uuid) -> Result<TenantTx> {
+        self.open(place, organization, Mode::Snapshot, background(place.schema)).await
+    }
+
+    /// Opens a transaction on a server in no schema of it.
+    pub async fn begin_outside(&self, server: &Server) -> Result<PlatformTx> {
+        Ok(PlatformTx::new(server.pool.get(Uuid::nil()).await?, self.companion(server)))
     }
 
     /// Takes a transaction on into a tenant's schema.
-    pub async fn enter(&self, tx: PlatformTx, schema: Schema, organization: Uuid) -> Result<TenantTx> {
-        tx.enter(schema, organization).await
+    pub async fn enter(&self, tx: PlatformTx, place: &Place, organization: Uuid) -> Result<TenantTx> {
+        match place.server.is_primary() {
+            true => tx.enter(place.schema, organization).await,
+            false => {
+                let lease = place.server.pool.get(place.schema.id()).await?;
+                Ok(tx.accompany(lease, place.server.id, place.schema, organization))
+            }
+        }
+    }
+
+    /// For how long an organization has to wait until it has had no more of a server's time than allowed.
+    pub fn overdrawn(&self, place: &Place) -> Option<Duration> {
+        place.server.pool.overdrawn(place.schema.id())
+    }
+
+    async fn open(&self, place: &Place, organization: Uuid, mode: Mode, account: Uuid) -> Result<TenantTx> {
+        let lease = place.server.pool.get(account).await?;
+        Ok(TenantTx::new(lease, place.schema, organization, mode, self.companion(&place.server)))
+    }
+
+    /// For transactions on other servers than that of `platform`.
+    fn companion(&self, server: &Server) -> Option<Companion> {
+        (!server.is_primary()).then(|| Companion::on(&self.db.primary.pool, server.id))
     }
 }
 
@@ -159,7 +272,10 @@ fn connection_config(url: &SecretString) -> anyhow::Result<tokio_postgres::Confi
         .keepalives_interval(Duration::from_secs(5))
         .keepalives_retries(3)
         .tcp_user_timeout(Duration::from_secs(30))
-        .options("-c search_path= -c statement_timeout=30s -c idle_in_transaction_session_timeout=60s");
+        .options(
+            "-c search_path= -c statement_timeout=30s -c idle_in_transaction_session_timeout=60s \
+                  -c client_connection_check_interval=1s",
+        );
     Ok(postgres)
 }
 

@@ -6,10 +6,15 @@
 //! plan anew nearly every time (docs/decisions.md has the figures).
 //!
 //! A connection is retired by age and by the number of schemas it has served, because a backend
-//! never gives back the memory of a catalog that it has seen.
+//! never gives back the memory of a catalog that it has seen. What it keeps prepared is bounded by a
+//! list of the statements used last, each under its tenant and its text.
+//!
+//! Who waits for a slot is told by the [`Desk`], which is fair among tenants: see [`desk`](super::desk).
 
 use std::{
+    borrow::Borrow,
     collections::HashSet,
+    hash::{Hash, Hasher},
     num::NonZeroUsize,
     ops::Deref,
     sync::{
@@ -20,23 +25,16 @@ use std::{
 };
 
 use lru::LruCache;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::oneshot;
 use tokio_postgres::{Client, Statement};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use uuid::Uuid;
 
-use super::listen::Announcer;
+use super::{desk::Desk, listen::Announcer};
 use crate::{
     config::DatabaseConfig,
     error::{Error, Result},
 };
-
-/// How many tenants' statements one connection keeps, and how many for each of them.
-const TENANTS_CACHED: NonZeroUsize = NonZeroUsize::new(64).expect("not zero");
-const STATEMENTS_CACHED: NonZeroUsize = NonZeroUsize::new(64).expect("not zero");
-/// After so many distinct schemas, or this long, a connection is replaced.
-const MAX_SCHEMAS_SERVED: usize = 500;
-const MAX_AGE: Duration = Duration::from_secs(30 * 60);
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 
@@ -47,16 +45,25 @@ pub(super) const ENTER: &str = "select set_config('search_path', $1, true), \
 pub(super) struct Pool {
     config: tokio_postgres::Config,
     tls: MakeRustlsConnect,
-    wait: Duration,
-    size: usize,
-    permits: Arc<Semaphore>,
+    settings: Settings,
     /// Says what transactions on these connections committed.
     pub announcer: Arc<Announcer>,
-    /// One entry for each slot that nobody uses now: its number, and its connection if it has one.
-    idle: Mutex<Vec<(usize, Option<Connection>)>>,
+    desk: Mutex<Desk<Connection, Handover>>,
 }
 
-type Statements = LruCache<Uuid, LruCache<Box<str>, Statement>>;
+/// What a slot's connection goes to its next user by.
+type Handover = oneshot::Sender<Lease>;
+
+/// What is configured of a pool.
+struct Settings {
+    size: usize,
+    wait: Duration,
+    statements: NonZeroUsize,
+    schemas: usize,
+    age: Duration,
+    /// Time that one tenant may have connections in a minute, added up.
+    allowed: Option<Duration>,
+}
 
 /// One connection and what is known about it.
 pub(super) struct Connection {
@@ -64,7 +71,7 @@ pub(super) struct Connection {
     /// Sets path, time limit and organization; prepared when the connection was made.
     pub enter: Statement,
     /// Locked for moments only, never across an await.
-    statements: Mutex<Statements>,
+    statements: Mutex<LruCache<Named, Statement>>,
     served: HashSet<Uuid>,
     made: Instant,
 }
@@ -72,75 +79,180 @@ pub(super) struct Connection {
 impl Connection {
     /// The statement prepared for this tenant (nil: the platform), if it still is.
     pub fn cached(&self, tenant: Uuid, sql: &str) -> Option<Statement> {
-        self.statements().get_mut(&tenant)?.get(sql).cloned()
+        self.statements().get(&(tenant, sql) as &dyn Name).cloned()
     }
 
     pub fn cache(&self, tenant: Uuid, sql: &str, statement: Statement) {
-        self.statements()
-            .get_or_insert_mut(tenant, || LruCache::new(STATEMENTS_CACHED))
-            .put(sql.into(), statement);
+        self.statements().put(Named { tenant, sql: sql.into() }, statement);
     }
 
     /// Forgets what was prepared for a tenant, after its schema has changed shape.
     pub fn forget(&self, tenant: Uuid) {
-        self.statements().pop(&tenant);
+        let mut statements = self.statements();
+        let its = statements.iter().map(|(name, _)| name).filter(|name| name.tenant == tenant);
+        for name in its.cloned().collect::<Vec<_>>() {
+            statements.pop(&name);
+        }
     }
 
-    fn statements(&self) -> MutexGuard<'_, Statements> {
+    fn statements(&self) -> MutexGuard<'_, LruCache<Named, Statement>> {
         self.statements.lock().expect("nothing panics with the lock held")
     }
 
-    fn worn_out(&self) -> bool {
-        self.client.is_closed() || self.served.len() >= MAX_SCHEMAS_SERVED || self.made.elapsed() > MAX_AGE
+    fn worn_out(&self, settings: &Settings) -> bool {
+        self.client.is_closed() || self.served.len() >= settings.schemas || self.made.elapsed() > settings.age
     }
 }
 
+/// What a prepared statement is kept under.
+#[derive(Clone, PartialEq, Eq)]
+struct Named {
+    tenant: Uuid,
+    sql: Arc<str>,
+}
+
+/// The same, looked up without making a copy of the text.
+trait Name {
+    fn parts(&self) -> (Uuid, &str);
+}
+
+impl Name for Named {
+    fn parts(&self) -> (Uuid, &str) {
+        (self.tenant, &self.sql)
+    }
+}
+
+impl Name for (Uuid, &str) {
+    fn parts(&self) -> (Uuid, &str) {
+        *self
+    }
+}
+
+impl<'a> Borrow<dyn Name + 'a> for Named {
+    fn borrow(&self) -> &(dyn Name + 'a) {
+        self
+    }
+}
+
+impl Hash for Named {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.parts().hash(state);
+    }
+}
+
+impl Hash for dyn Name + '_ {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.parts().hash(state);
+    }
+}
+
+impl PartialEq for dyn Name + '_ {
+    fn eq(&self, other: &Self) -> bool {
+        self.parts() == other.parts()
+    }
+}
+
+impl Eq for dyn Name + '_ {}
+
 impl Pool {
-    pub fn new(config: tokio_postgres::Config, tls: MakeRustlsConnect, settings: &DatabaseConfig) -> Self {
+    pub fn new(
+        config: tokio_postgres::Config,
+        tls: MakeRustlsConnect,
+        settings: &DatabaseConfig,
+        announcer: Arc<Announcer>,
+    ) -> Self {
         let size = settings.pool_size.max(1);
+        let allowed =
+            (settings.seconds_per_minute > 0).then(|| Duration::from_secs(settings.seconds_per_minute));
+        let forgiven = allowed.map_or(f64::from(u32::MAX), |allowed| allowed.as_secs_f64() / 60.0);
+        let statements = NonZeroUsize::new(settings.statements_per_connection).unwrap_or(NonZeroUsize::MIN);
         Self {
             config,
             tls,
-            wait: Duration::from_secs(settings.pool_wait_seconds),
-            size,
-            announcer: Arc::default(),
-            permits: Arc::new(Semaphore::new(size)),
-            idle: Mutex::new((0..size).map(|slot| (slot, None)).collect()),
+            settings: Settings {
+                size,
+                wait: Duration::from_secs(settings.pool_wait_seconds),
+                statements,
+                schemas: settings.schemas_per_connection.max(1),
+                age: Duration::from_secs(settings.connection_minutes * 60),
+                allowed,
+            },
+            announcer,
+            desk: Mutex::new(Desk::new(size, forgiven)),
         }
     }
 
     pub fn size(&self) -> usize {
-        self.size
+        self.settings.size
     }
 
     pub fn tls(&self) -> &MakeRustlsConnect {
         &self.tls
     }
 
-    /// A connection for this tenant (nil: the platform), waiting a bounded time for a free one.
+    /// For how long a tenant has to wait until it has had no more time of late than it is allowed.
+    pub fn overdrawn(&self, tenant: Uuid) -> Option<Duration> {
+        let allowed = self.settings.allowed?;
+        let debt = self.desk().debt(tenant, Instant::now());
+        debt.checked_sub(allowed)
+            .filter(|over| !over.is_zero())
+            .map(|over| over.mul_f64(60.0 / allowed.as_secs_f64()))
+    }
+
+    /// A connection for this tenant (nil: the platform), waiting a bounded time for its turn.
     pub async fn get(self: &Arc<Self>, tenant: Uuid) -> Result<Lease> {
-        let permit = tokio::time::timeout(self.wait, self.permits.clone().acquire_owned())
+        let waiting = {
+            let (handover, waiting) = oneshot::channel();
+            let mut desk = self.desk();
+            desk.wait(tenant, handover, Instant::now());
+            self.serve(&mut desk);
+            waiting
+        };
+        let mut lease = tokio::time::timeout(self.settings.wait, waiting)
             .await
             .map_err(|_| Error::unavailable("All database connections are busy. Try again in a moment.", 1))?
             .map_err(Error::internal)?;
-        let (slot, connection) = {
-            let mut idle = self.idle.lock().expect("nothing panics with the lock held");
-            let best = (0..idle.len())
-                .max_by_key(|&i| rank(tenant, idle[i].0))
-                .ok_or_else(|| Error::internal("a permit without a free slot"))?;
-            idle.swap_remove(best)
-        };
-        // The lease exists before anything can fail, so the slot always comes back.
-        let mut lease =
-            Lease { pool: self.clone(), slot, connection, broken: AtomicBool::new(false), _permit: permit };
-        if lease.connection.as_ref().is_none_or(Connection::worn_out) {
+        if lease.connection.as_ref().is_none_or(|connection| connection.worn_out(&self.settings)) {
             lease.connection = None;
-            lease.connection = Some(self.connect().await?);
+            let connected = self.connect().await;
+            // What the server was slow at is on nobody's account.
+            lease.since = Instant::now();
+            lease.connection = Some(connected?);
         }
         if !tenant.is_nil() {
             lease.connection.as_mut().expect("just connected").served.insert(tenant);
         }
         Ok(lease)
+    }
+
+    /// Hands free slots to those who wait.
+    fn serve(self: &Arc<Self>, desk: &mut Desk<Connection, Handover>) {
+        while let Some(turn) = desk.next(Instant::now()) {
+            let lease = Lease {
+                pool: self.clone(),
+                tenant: turn.tenant,
+                slot: turn.slot,
+                since: Instant::now(),
+                connection: turn.connection,
+                broken: AtomicBool::new(false),
+                handed_back: false,
+            };
+            // Whoever gave up waiting takes nothing.
+            if let Err(mut lease) = turn.to.send(lease) {
+                lease.handed_back = true;
+                desk.put_back(
+                    lease.tenant,
+                    lease.slot,
+                    lease.connection.take(),
+                    Duration::ZERO,
+                    Instant::now(),
+                );
+            }
+        }
+    }
+
+    fn desk(&self) -> MutexGuard<'_, Desk<Connection, Handover>> {
+        self.desk.lock().expect("nothing panics with the lock held")
     }
 
     async fn connect(&self) -> Result<Connection> {
@@ -165,42 +277,42 @@ impl Pool {
         Ok(Connection {
             client,
             enter,
-            statements: Mutex::new(LruCache::new(TENANTS_CACHED)),
+            statements: Mutex::new(LruCache::new(self.settings.statements)),
             served: HashSet::new(),
             made: Instant::now(),
         })
     }
 }
 
-/// Rendezvous hashing: how much a tenant wants a slot. Any good mixer does; this is splitmix64.
-fn rank(tenant: Uuid, slot: usize) -> u64 {
-    let (high, low) = tenant.as_u64_pair();
-    let mut x = high ^ low.rotate_left(32) ^ (slot as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-    x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    x ^ (x >> 31)
-}
-
 /// A connection on loan. It goes back to its slot when dropped, or is closed if marked broken.
 pub(super) struct Lease {
     pool: Arc<Pool>,
+    tenant: Uuid,
     slot: usize,
+    since: Instant,
     connection: Option<Connection>,
     broken: AtomicBool,
-    _permit: OwnedSemaphorePermit,
+    handed_back: bool,
 }
 
 impl Lease {
-    pub fn announce(&self, channels: u8) {
-        self.pool.announcer.say(channels);
+    /// Says what was committed on this connection; heard by every instance in a moment.
+    pub fn announce(&self, channels: u8, touched: &[Uuid]) {
+        self.pool.announcer.say(channels, touched);
     }
 
-    /// The connection's state is not known: close it instead of keeping it.
+    /// The pool that it is from.
+    pub fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    /// Keeps the next user from getting this connection.
     pub fn mark_broken(&self) {
         self.broken.store(true, Ordering::Relaxed);
     }
 
-    /// Ends what the backend is doing and then the connection.
+    /// Stops what the server is doing on it and closes it. The connection is not used again: a
+    /// cancel request that arrives late must not hit somebody else's statement.
     pub async fn cancel_and_close(self) {
         self.mark_broken();
         let cancel = self.client.cancel_token();
@@ -219,27 +331,14 @@ impl Deref for Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
+        if self.handed_back {
+            return;
+        }
         let keep = self.connection.take().filter(|_| !self.broken.load(Ordering::Relaxed));
-        if let Ok(mut idle) = self.pool.idle.lock() {
-            idle.push((self.slot, keep));
+        let pool = self.pool.clone();
+        if let Ok(mut desk) = pool.desk.lock() {
+            desk.put_back(self.tenant, self.slot, keep, self.since.elapsed(), Instant::now());
+            pool.serve(&mut desk);
         }
-        // The permit is released after this, so whoever gets it finds the slot.
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_tenant_ranks_slots_the_same_way_every_time_and_tenants_spread() {
-        let favourite = |tenant| (0..8).max_by_key(|&slot| rank(tenant, slot)).unwrap();
-        let mut hits = [0; 8];
-        for _ in 0..800 {
-            let tenant = Uuid::now_v7();
-            assert_eq!(favourite(tenant), favourite(tenant));
-            hits[favourite(tenant)] += 1;
-        }
-        assert!(hits.iter().all(|&n| n > 40), "{hits:?}");
     }
 }

@@ -101,6 +101,7 @@ impl<'a> Select<'a> {
         let read = || async {
             futures_util::join!(tx.query(&rows, &page_values), tx.query_one(&count, &self.values))
         };
+        let tx = tx.part_for(self.from).await?;
         let first = !tx.has_begun();
         let (mut rows, mut total) = read().await;
         if first && tx.restarts_after_stale_plan().await? {

@@ -17,22 +17,31 @@
 //! - *A cached plan no longer fits, because the schema was migrated.* The tenant's statements are
 //!   forgotten, and if the failed statement was the first, it is done once more; a later one is
 //!   answered with "try again".
+//!
+//! Everything in `platform` is on the first server. The transaction of a tenant on another one has a
+//! companion there, opened when it is first needed, which all statements go to that name `platform.`;
+//! both commit together ([`two_phase`](super::two_phase)).
 
 use std::{
     future::Future,
     ops::Deref,
-    sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
 use futures_util::{FutureExt, join};
+use tokio::sync::OnceCell;
 use tokio_postgres::{Client, Row, Statement, error::SqlState, types::ToSql};
 use uuid::Uuid;
 
 use super::{
     Schema,
-    listen::Announcer,
-    pool::{Connection, ENTER, Lease},
+    listen::{ACCESS, Announcer},
+    pool::{Connection, ENTER, Lease, Pool},
+    two_phase,
 };
 use crate::error::{Code, Error, Result};
 
@@ -40,6 +49,8 @@ use crate::error::{Code, Error, Result};
 const STATEMENT_TIMEOUT: &str = "30s";
 /// How long a dropped statement may go on before it is cancelled.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+const NOTIFY: &str = "select pg_notify($1, said.payload) from unnest($2::text[]) as said (payload)";
 
 tokio::task_local! {
     /// The idempotency key that the current request claimed. It is marked as carried out in the
@@ -59,6 +70,9 @@ pub struct Tx {
     tenant: Uuid,
     path: String,
     organization: String,
+    mode: Mode,
+    /// For a tenant that is not on the server of `platform`.
+    companion: Option<Companion>,
     begun: AtomicBool,
     failed: AtomicBool,
     done: AtomicBool,
@@ -67,6 +81,53 @@ pub struct Tx {
     in_flight: AtomicUsize,
     /// What is to be said once this is committed.
     announcements: AtomicU8,
+    /// Whose access has changed.
+    touched: Mutex<Vec<Uuid>>,
+    /// Notices of a part that will be prepared, which Postgres does not let notify.
+    notices: Mutex<Vec<(&'static str, Vec<String>)>>,
+}
+
+/// What a transaction sees and may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// Each statement sees what is committed when it begins.
+    Usual,
+    /// All statements see one moment, and only read.
+    Snapshot,
+}
+
+impl Mode {
+    fn begin(self) -> &'static str {
+        match self {
+            Self::Usual => "begin",
+            Self::Snapshot => "begin isolation level repeatable read read only",
+        }
+    }
+}
+
+/// The part of a transaction that is on the server of `platform`.
+pub(super) struct Companion {
+    /// The server that the tenant is on.
+    server: Uuid,
+    pool: Arc<Pool>,
+    tx: OnceCell<Box<Tx>>,
+}
+
+impl Companion {
+    pub fn on(pool: &Arc<Pool>, server: Uuid) -> Self {
+        Self { server, pool: pool.clone(), tx: OnceCell::new() }
+    }
+
+    /// The part of this transaction, opened when it is first needed.
+    async fn part(&self, of: &Tx) -> Result<&Tx> {
+        let open = || async {
+            let lease = self.pool.get(of.tenant).await?;
+            let mut tx = Tx::new(lease, Uuid::nil(), String::new(), of.organization.clone());
+            tx.mode = of.mode;
+            Ok::<_, Error>(Box::new(tx))
+        };
+        Ok(self.tx.get_or_try_init(open).await?)
+    }
 }
 
 /// A transaction inside one tenant's schema.
@@ -79,8 +140,15 @@ pub struct TenantTx {
 pub struct PlatformTx(Tx);
 
 impl TenantTx {
-    pub(super) fn new(lease: Lease, schema: Schema, organization: Uuid) -> Self {
-        let tx = Tx::new(lease, schema.id(), path(schema), organization.to_string());
+    pub(super) fn new(
+        lease: Lease,
+        schema: Schema,
+        organization: Uuid,
+        mode: Mode,
+        companion: Option<Companion>,
+    ) -> Self {
+        let mut tx = Tx::new(lease, schema.id(), path(schema), organization.to_string());
+        (tx.mode, tx.companion) = (mode, companion);
         Self { tx, organization }
     }
 
@@ -95,30 +163,46 @@ impl TenantTx {
     }
 
     pub async fn commit(self) -> Result<()> {
-        self.tx.commit(true).await
+        self.tx.finish(true).await
     }
 
     /// Commits something that is not the change that the request is about; see [`COMMIT_NOTE`].
     pub async fn commit_aside(self) -> Result<()> {
-        self.tx.commit(false).await
+        self.tx.finish(false).await
     }
 }
 
 impl PlatformTx {
-    pub(super) fn new(lease: Lease) -> Self {
-        Self(Tx::new(lease, Uuid::nil(), String::new(), String::new()))
+    pub(super) fn new(lease: Lease, companion: Option<Companion>) -> Self {
+        let mut tx = Tx::new(lease, Uuid::nil(), String::new(), String::new());
+        tx.companion = companion;
+        Self(tx)
     }
 
     pub async fn commit(self) -> Result<()> {
-        self.0.commit(true).await
+        self.0.finish(true).await
     }
 
     /// Commits something that is not the change that the request is about; see [`COMMIT_NOTE`].
     pub async fn commit_aside(self) -> Result<()> {
-        self.0.commit(false).await
+        self.0.finish(false).await
     }
 
-    /// Goes on inside a tenant's schema.
+    /// Goes on inside a tenant's schema on another server, with what was begun here as its companion.
+    pub(super) fn accompany(
+        mut self,
+        lease: Lease,
+        server: Uuid,
+        schema: Schema,
+        organization: Uuid,
+    ) -> TenantTx {
+        self.0.organization = organization.to_string();
+        let pool = self.0.lease().pool().clone();
+        let companion = Companion { server, pool, tx: OnceCell::new_with(Some(Box::new(self.0))) };
+        TenantTx::new(lease, schema, organization, Mode::Usual, Some(companion))
+    }
+
+    /// Goes on inside a tenant's schema on this server.
     pub(super) async fn enter(self, schema: Schema, organization: Uuid) -> Result<TenantTx> {
         let mut tx = self.0;
         (tx.path, tx.organization) = (path(schema), organization.to_string());
@@ -159,12 +243,16 @@ impl Tx {
             tenant,
             path,
             organization,
+            mode: Mode::Usual,
+            companion: None,
             begun: AtomicBool::new(false),
             failed: AtomicBool::new(false),
             done: AtomicBool::new(false),
             stale: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
             announcements: AtomicU8::new(0),
+            touched: Mutex::default(),
+            notices: Mutex::default(),
         }
     }
 
@@ -188,12 +276,34 @@ impl Tx {
         self.run(sql, |client, statement| async move { client.execute(&statement, params).await }).await
     }
 
+    /// All rows of a statement that will hardly be run in this schema again: nothing of it is kept.
+    pub async fn query_once(&self, sql: &str, params: Params<'_>) -> Result<Vec<Row>> {
+        if let Some(companion) = self.companion_for(sql) {
+            return Box::pin(async move { companion.part(self).await?.query_once(sql, params).await }).await;
+        }
+        let flight = Flight::start(&self.in_flight);
+        let (opened, result) = join!(self.open(), self.lease().client.query(sql, params));
+        flight.land();
+        self.note(opened.and(result))
+    }
+
     /// A statement that takes no parameters and is not worth preparing: `create`, `drop`, `set`.
     pub async fn command(&self, sql: &str) -> Result<()> {
+        if let Some(companion) = self.companion_for(sql) {
+            return Box::pin(async move { companion.part(self).await?.command(sql).await }).await;
+        }
         let flight = Flight::start(&self.in_flight);
         let (opened, result) = join!(self.open(), self.lease().client.batch_execute(sql));
         flight.land();
         self.note(opened.and(result))
+    }
+
+    /// The same on both servers, where this is a transaction on two.
+    pub async fn command_everywhere(&self, sql: &str) -> Result<()> {
+        if let Some(companion) = &self.companion {
+            companion.part(self).await?.command(sql).await?;
+        }
+        self.command(sql).await
     }
 
     /// Says on this channel, once and without a payload, that something was committed.
@@ -208,31 +318,140 @@ impl Tx {
 
     /// Commits. An error means that nothing of the transaction happened, except where the
     /// connection broke while the commit was under way.
-    async fn commit(&self, noted: bool) -> Result<()> {
-        if !self.begun.load(Ordering::Relaxed) {
-            return Ok(());
+    async fn finish(mut self, noted: bool) -> Result<()> {
+        let other = self.companion.as_ref().and_then(|companion| companion.tx.get());
+        if noted && (self.has_begun() || other.is_some_and(|other| other.has_begun())) {
+            self.mark_claim().await?;
         }
-        if self.failed.load(Ordering::Relaxed) {
-            return Err(Error::internal("commit of a transaction in which a statement failed"));
-        }
-        if noted && let Ok(claim) = COMMIT_NOTE.try_with(|claim| *claim) {
-            let ours = self
-                .execute("update platform.idempotency_keys set committed = true where id = $1", &[&claim])
-                .await?;
-            if ours != 1 {
-                return Err(Error::new(
-                    Code::IdempotencyConflict,
-                    "This took so long that another request with the same Idempotency-Key went ahead.",
-                ));
+        let Some(Companion { server, pool, tx }) = self.companion.take() else {
+            return self.commit().await;
+        };
+        match tx.into_inner() {
+            None => {
+                self.commit().await?;
+                // What is committed is committed, whether or not it can be told now.
+                if self.has_notices()
+                    && let Ok(lease) = pool.get(Uuid::nil()).await
+                {
+                    self.give_notices(&lease).await;
+                }
+                Ok(())
+            }
+            Some(companion) if !self.has_begun() => {
+                companion.commit().await?;
+                self.say_with(&companion).await;
+                Ok(())
+            }
+            // A request that is dropped in the middle of it must not leave it to be settled later.
+            Some(companion) => {
+                let both = Box::pin(two_phase::commit(self, *companion, server));
+                tokio::spawn(both).await.map_err(Error::internal)?
             }
         }
-        let flight = Flight::start(&self.in_flight);
-        let committed = self.lease().client.batch_execute("commit").await;
-        flight.land();
-        self.note(committed)?;
-        self.done.store(true, Ordering::Relaxed);
-        self.lease().announce(self.announcements.load(Ordering::Relaxed));
+    }
+
+    /// Writes into the commit that what the request's idempotency key stands for is done.
+    async fn mark_claim(&self) -> Result<()> {
+        let Ok(claim) = COMMIT_NOTE.try_with(|claim| *claim) else { return Ok(()) };
+        self.is_sound()?;
+        let sql = "update platform.idempotency_keys set committed = true where id = $1";
+        if self.execute(sql, &[&claim]).await? != 1 {
+            return Err(Error::new(
+                Code::IdempotencyConflict,
+                "This took so long that another request with the same Idempotency-Key went ahead.",
+            ));
+        }
         Ok(())
+    }
+
+    pub(super) fn is_sound(&self) -> Result<()> {
+        // One that was dropped may have failed without anybody having seen it.
+        match self.failed.load(Ordering::Relaxed) || self.in_flight.load(Ordering::Relaxed) > 0 {
+            true => Err(Error::internal("commit of a transaction in which a statement failed")),
+            false => Ok(()),
+        }
+    }
+
+    pub(super) async fn commit(&self) -> Result<()> {
+        if self.has_begun() {
+            self.is_sound()?;
+            self.end("commit").await?;
+            self.say();
+        }
+        Ok(())
+    }
+
+    /// Ends the transaction by this command.
+    pub(super) async fn end(&self, command: &str) -> Result<()> {
+        let flight = Flight::start(&self.in_flight);
+        let ended = self.lease().client.batch_execute(command).await;
+        flight.land();
+        self.note(ended)?;
+        self.done.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// A command of its own after the transaction has ended, on the same connection.
+    pub(super) async fn afterwards(&self, command: &str) -> Result<()> {
+        Ok(self.lease().client.batch_execute(command).await?)
+    }
+
+    /// Tells what was to be told once this is committed.
+    fn say(&self) {
+        let touched = std::mem::take(&mut *self.touched.lock().expect("nothing panics with the lock held"));
+        self.lease().announce(self.announcements.load(Ordering::Relaxed), &touched);
+    }
+
+    /// The same for both parts of a transaction on two servers, with the notices that had to wait.
+    pub(super) async fn say_with(&self, platform: &Tx) {
+        self.say();
+        platform.say();
+        self.give_notices(platform.lease()).await;
+    }
+
+    fn has_notices(&self) -> bool {
+        !self.notices.lock().expect("nothing panics with the lock held").is_empty()
+    }
+
+    /// Gives the notices that had to wait, by a connection to the first server.
+    async fn give_notices(&self, lease: &Lease) {
+        let notices = std::mem::take(&mut *self.notices.lock().expect("nothing panics with the lock held"));
+        for (channel, payloads) in notices {
+            let said = lease.client.query(NOTIFY, &[&channel, &payloads]).await;
+            if let Err(error) = said {
+                tracing::warn!(%error, channel, "a notice could not be given");
+            }
+        }
+    }
+
+    /// Says something on a channel; heard by all instances once this is committed.
+    pub async fn notify(&self, channel: &'static str, payloads: Vec<String>) -> Result<()> {
+        if self.companion.is_some() {
+            self.notices.lock().expect("nothing panics with the lock held").push((channel, payloads));
+            return Ok(());
+        }
+        self.query(NOTIFY, &[&channel, &payloads]).await?;
+        Ok(())
+    }
+
+    /// Says that whoever this is the id of (a user, a session, a key) may do less or more than before: here
+    /// with the commit, at other instances in the moment that the notice takes.
+    pub async fn access_changed(&self, id: Uuid) -> Result<()> {
+        self.touched.lock().expect("nothing panics with the lock held").push(id);
+        self.notify(ACCESS, vec![id.to_string()]).await
+    }
+
+    /// The part of this transaction that statements on this table run on.
+    pub(super) async fn part_for(&self, from: &str) -> Result<&Tx> {
+        match self.companion_for(from) {
+            Some(companion) => companion.part(self).await,
+            None => Ok(self),
+        }
+    }
+
+    /// The companion, where a statement is for it.
+    fn companion_for(&self, sql: &str) -> Option<&Companion> {
+        self.companion.as_ref().filter(|_| sql.contains("platform."))
     }
 
     /// After reads that were the first of this transaction: begins it anew where one of them met a
@@ -253,6 +472,20 @@ impl Tx {
     }
 
     async fn run<'a, T, F, Fut>(&'a self, sql: &str, act: F) -> Result<T>
+    where
+        F: Fn(&'a Client, Statement) -> Fut,
+        Fut: Future<Output = Result<T, tokio_postgres::Error>>,
+    {
+        match self.companion_for(sql) {
+            None => self.run_here(sql, act).await,
+            // Boxed, as it is rare: the futures of all statements would be twice as large.
+            Some(companion) => {
+                Box::pin(async move { companion.part(self).await?.run_here(sql, act).await }).await
+            }
+        }
+    }
+
+    async fn run_here<'a, T, F, Fut>(&'a self, sql: &str, act: F) -> Result<T>
     where
         F: Fn(&'a Client, Statement) -> Fut,
         Fut: Future<Output = Result<T, tokio_postgres::Error>>,
@@ -300,7 +533,7 @@ impl Tx {
         }
         let Connection { client, enter, .. } = &**self.lease();
         let settings: Params<'_> = &[&self.path, &STATEMENT_TIMEOUT, &self.organization];
-        let (begun, entered) = join!(client.batch_execute("begin"), client.query(enter, settings));
+        let (begun, entered) = join!(client.batch_execute(self.mode.begin()), client.query(enter, settings));
         begun?;
         entered?;
         Ok(())
@@ -309,7 +542,13 @@ impl Tx {
     fn note<T>(&self, result: Result<T, tokio_postgres::Error>) -> Result<T> {
         result.map_err(|error| {
             self.failed.store(true, Ordering::Relaxed);
-            error.into()
+            let gone = error.code().is_some_and(|code| *code == SqlState::UNDEFINED_TABLE);
+            match gone && !self.tenant.is_nil() {
+                // Another schema has taken its place meanwhile.
+                true => Error::unavailable("The organization's data is moving. Try again in a moment.", 1)
+                    .caused_by(error),
+                false => error.into(),
+            }
         })
     }
 

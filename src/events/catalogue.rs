@@ -92,6 +92,12 @@ catalogue! {
     /// The settings of the organization changed.
     SettingsUpdated = "settings.updated", "Settings updated", OrganizationRead,
         json!({"default_currency": "SGD", "week_starts_on": "monday", "date_format": "iso"});
+    /// Somebody asked for a module to be enabled or removed; `state` says which.
+    ModuleRequested = "module.requested", "Module asked for", OrganizationRead, module("enabling", None);
+    /// The organization has a module from now on.
+    ModuleEnabled = "module.enabled", "Module enabled", OrganizationRead, module("enabled", None);
+    /// A module was exported and removed; `archive` names the file with what it held.
+    ModuleRemoved = "module.removed", "Module removed", OrganizationRead, module("disabled", Some(ARCHIVE));
     /// A domain was added; it is not verified yet.
     DomainAdded = "domain.added", "Domain added", SettingsManage, json!({"domain": "work.example.com"});
     /// A domain was proved to be the organization's.
@@ -137,6 +143,12 @@ catalogue! {
     TaskCompleted = "task.completed", "Task completed", TasksRead, task();
     /// A task was deleted.
     TaskDeleted = "task.deleted", "Task deleted", TasksRead, task();
+    /// An update was announced.
+    UpdateCreated = "update.created", "Update announced", UpdatesRead, update();
+    /// An update changed.
+    UpdateUpdated = "update.updated", "Update changed", UpdatesRead, update();
+    /// An update was deleted.
+    UpdateDeleted = "update.deleted", "Update deleted", UpdatesRead, update();
     /// A webhook was made.
     WebhookCreated = "webhook.created", "Webhook created", WebhooksManage, webhook();
     /// A webhook changed, or has another secret.
@@ -160,6 +172,7 @@ impl EventType {
 
 const ID: &str = "0190b6a1-7c1e-7000-8000-000000000001";
 const TIME: &str = "2026-01-05T09:00:00Z";
+const ARCHIVE: &str = "0190b6a1-7c1e-7000-8000-000000000001/modules/operations-20260105T090000Z.tar.gz";
 
 fn organization() -> Value {
     json!({"id": ID, "name": "Acme", "slug": "acme", "description": null, "industry": "Food", "size_range": "11-50",
@@ -205,6 +218,19 @@ fn task() -> Value {
         "status": "in_progress", "priority": "medium", "assignee_ids": [ID], "created_by": ID,
         "due_date": "2026-02-14", "estimated_hours": 6.5, "actual_hours": null, "impact": 20.0,
         "completed_at": null, "created_at": TIME, "updated_at": TIME})
+}
+
+fn module(state: &str, archive: Option<&str>) -> Value {
+    let digest = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+    json!({"name": "operations", "state": state, "optional": true, "tables": ["updates"],
+        "archive": archive.map(|file| json!({"file": file, "sha256": digest})), "error": null,
+        "requested_by": ID, "updated_at": TIME})
+}
+
+fn update() -> Value {
+    json!({"id": ID, "title": "Line 3 stands still on Friday", "body": "The press is serviced from 08:00 to 12:00.",
+        "type": "warning", "priority": "high", "author_id": ID, "published_at": TIME, "expires_at": null,
+        "created_at": TIME, "updated_at": TIME})
 }
 
 fn webhook() -> Value {

@@ -178,7 +178,9 @@ async fn dispatch_batch(app: &Arc<App>, tenant: &Tenant) -> Result<bool> {
         positions.push(position);
     }
     let events = place(&tx, &ids, &positions).await?;
-    webhooks::hand_on(app, &tx, &events).await?;
+    if !tenant.is_sandbox() {
+        webhooks::hand_on(app, &tx, &events).await?;
+    }
     notifications::hand_on(app, &tx, &events).await?;
     tx.execute("delete from platform.outbox where sequence = any ($1)", &[&sequences]).await?;
     tx.execute(
@@ -186,7 +188,7 @@ async fn dispatch_batch(app: &Arc<App>, tenant: &Tenant) -> Result<bool> {
         &[&organization, &position],
     )
     .await?;
-    tx.query("select pg_notify($1, $2)", &[&EVENTS, &organization.to_string()]).await?;
+    tx.notify(EVENTS, vec![organization.to_string()]).await?;
     tx.commit().await?;
     metrics::counter!("rowhouse_events_total").increment(events.len() as u64);
     Ok(true)

@@ -21,7 +21,10 @@ use web_push_native::{
     p256::{PublicKey, SecretKey, elliptic_curve::sec1::ToEncodedPoint},
 };
 
-use super::{notices::NoticeKind, people::Person};
+use super::{
+    notices::NoticeKind,
+    people::{self, Person},
+};
 use crate::{
     app::App,
     config::NotificationsConfig,
@@ -435,21 +438,22 @@ async fn subscription(to: &Recipient) -> Result<Option<Subscription>> {
     let tx = to.tenant.begin().await?;
     let row = tx
         .query_opt(
-            "select p.id, p.endpoint, p.p256dh, p.auth from push_subscriptions p \
-             join platform.sessions s on s.id = p.session_id and s.revoked_at is null \
-             where p.id = $1 and p.user_id = $2",
+            "select id, endpoint, p256dh, auth, session_id from push_subscriptions \
+             where id = $1 and user_id = $2 and session_id is not null",
             &[&to.browser, &to.person.id],
         )
         .await?;
-    row.map(|row| {
-        Ok(Subscription {
-            id: row.try_get("id")?,
-            endpoint: row.try_get("endpoint")?,
-            p256dh: row.try_get("p256dh")?,
-            auth: row.try_get("auth")?,
-        })
-    })
-    .transpose()
+    let Some(row) = row else { return Ok(None) };
+    let session = row.try_get("session_id")?;
+    if !people::live_sessions(&tx, &[session]).await?.contains(&session) {
+        return Ok(None);
+    }
+    Ok(Some(Subscription {
+        id: row.try_get("id")?,
+        endpoint: row.try_get("endpoint")?,
+        p256dh: row.try_get("p256dh")?,
+        auth: row.try_get("auth")?,
+    }))
 }
 
 #[cfg(test)]

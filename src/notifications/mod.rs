@@ -80,9 +80,11 @@ impl Work for Notify {
     }
 }
 
-/// The organization of a job. One that is deleted or suspended tells nobody anything.
+/// The organization of a job. One that is deleted or suspended, or a copy to play with, tells nobody
+/// anything.
 async fn open_tenant(job: &Running) -> Result<Option<Tenant>> {
-    Ok(job.tenant().await?.filter(|tenant| !tenant.is_deleted() && !tenant.is_suspended()))
+    let open = |tenant: &Tenant| !tenant.is_deleted() && !tenant.is_suspended() && !tenant.is_sandbox();
+    Ok(job.tenant().await?.filter(open))
 }
 
 /// Writes down what the rules say about events. What was written before is left as it is.
@@ -210,10 +212,5 @@ async fn changed(tx: &TenantTx, users: &[Uuid]) -> Result<()> {
         true => vec![format!("{organization}:*")],
         false => users.iter().map(|user| format!("{organization}:{user}")).collect(),
     };
-    tx.query(
-        "select pg_notify($1, said.payload) from unnest($2::text[]) as said (payload)",
-        &[&EVENTS, &told],
-    )
-    .await?;
-    Ok(())
+    tx.notify(EVENTS, told).await
 }

@@ -1,9 +1,10 @@
 //! Who can be told something, and how they want it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use chrono::{DateTime, Utc};
 use chrono_tz::Tz;
+use futures_util::join;
 use uuid::Uuid;
 
 use super::{
@@ -119,6 +120,33 @@ pub fn wants(said: &Said, user: Uuid, kind: NoticeKind, channel: ChannelKind) ->
     channel == ChannelKind::InApp || asked.unwrap_or_else(|| is_on_by_default(kind, channel))
 }
 
+/// The browsers of some members, as long as the sessions live that subscribed them.
+async fn browsers(tx: &TenantTx, users: &[Uuid]) -> Result<HashMap<Uuid, Vec<Uuid>>> {
+    let rows = tx
+        .query(
+            "select user_id, id, session_id from push_subscriptions \
+             where user_id = any ($1) and session_id is not null",
+            &[&users],
+        )
+        .await?;
+    let sessions = rows.iter().map(|row| row.try_get("session_id")).collect::<Result<Vec<Uuid>, _>>()?;
+    let live = live_sessions(tx, &sessions).await?;
+    let mut browsers: HashMap<Uuid, Vec<Uuid>> = HashMap::new();
+    for row in rows.iter().zip(sessions).filter(|(_, session)| live.contains(session)).map(|(row, _)| row) {
+        browsers.entry(row.try_get("user_id")?).or_default().push(row.try_get("id")?);
+    }
+    Ok(browsers)
+}
+
+/// Those of these sessions that were not ended.
+pub async fn live_sessions(tx: &Tx, sessions: &[Uuid]) -> Result<HashSet<Uuid>> {
+    if sessions.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let sql = "select id from platform.sessions where id = any ($1) and revoked_at is null";
+    tx.query(sql, &[&sessions]).await?.iter().map(|row| Ok(row.try_get("id")?)).collect()
+}
+
 /// How some members want to be told.
 pub struct Wishes {
     said: Said,
@@ -129,18 +157,8 @@ pub struct Wishes {
 
 impl Wishes {
     pub async fn of(tx: &TenantTx, users: &[Uuid]) -> Result<Self> {
-        let rows = tx
-            .query(
-                "select p.user_id, p.id from push_subscriptions p \
-                 join platform.sessions s on s.id = p.session_id and s.revoked_at is null where p.user_id = any ($1)",
-                &[&users],
-            )
-            .await?;
-        let mut browsers: HashMap<Uuid, Vec<Uuid>> = HashMap::new();
-        for row in &rows {
-            browsers.entry(row.try_get("user_id")?).or_default().push(row.try_get("id")?);
-        }
-        Ok(Self { said: said(tx, users).await?, kept: settings::of(tx, users).await?, browsers })
+        let (said, kept, browsers) = join!(said(tx, users), settings::of(tx, users), browsers(tx, users));
+        Ok(Self { said: said?, kept: kept?, browsers: browsers? })
     }
 
     /// Whether a channel is offered, leads to somebody, and is wanted for this kind by somebody who may

@@ -410,6 +410,9 @@ fn may_invite(who: &Member, role: Role) -> Result<()> {
 
 /// Invitations are mail to strangers: so many for an organization, and fewer to one address.
 async fn limit(who: &Member, email: &Email) -> Result<()> {
+    if who.tenant.is_sandbox() {
+        return Err(Error::conflict("This is a copy to play with: it sends no mail, so it invites nobody."));
+    }
     let limits = &who.app.config.limits;
     let asks = [
         Ask { policy: "invitations", key: who.tenant.id().to_string(), rate: limits.invitations },

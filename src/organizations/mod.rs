@@ -4,6 +4,7 @@ pub mod api_keys;
 pub mod domains;
 pub mod invitations;
 pub mod members;
+pub mod modules;
 pub mod ownership;
 pub mod settings;
 
@@ -44,7 +45,7 @@ use crate::{
 };
 
 /// For so long a deleted organization can be restored.
-const RESTORABLE: TimeDelta = TimeDelta::days(30);
+pub const RESTORABLE: TimeDelta = TimeDelta::days(30);
 
 static DEFAULT_TIMEZONE: LazyLock<Timezone> = LazyLock::new(|| example("Asia/Singapore"));
 
@@ -306,6 +307,9 @@ impl OrganizationsApi {
         let Some(deleted_at) = organization.deleted_at else {
             return Err(Error::conflict("The organization is not deleted."));
         };
+        if fleet::operation::current(&tx, organization.id).await?.as_deref() == Some("erase") {
+            return Err(Error::conflict("The organization is being erased."));
+        }
         if who.app.clock.now() - deleted_at > RESTORABLE {
             return Err(tenancy::unknown());
         }

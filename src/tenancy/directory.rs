@@ -16,29 +16,30 @@ use std::{
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-use super::{Entry, Tenant};
+use super::{Entry, Tenant, databases};
 use crate::{
+    auth::sealing::Sealer,
     billing::{Feature, plans},
-    db::{DIRECTORY, Db, Heard, Schema, TenantDoor, Tx},
-    error::Result,
+    db::{DIRECTORY, Db, Heard, Place, Schema, Server, TenantDoor, Tx},
+    error::{Error, Result},
 };
 
 /// A notice that got lost all the same is made good after this long.
 const MAX_AGE: Duration = Duration::from_secs(60);
+/// A server that did not answer gets no new organizations for so long.
+const AVOIDED_FOR: Duration = Duration::from_secs(30);
 const MAX_ENTRIES: usize = 50_000;
 /// Names that do not exist are remembered too, apart: making them up must not push out the others.
 const MAX_UNKNOWN: usize = 5_000;
 
 /// Tells every instance that something about an organization has changed; heard after commit.
 pub async fn changed(tx: &Tx, organization: Uuid) -> Result<()> {
-    tx.query("select pg_notify($1, $2)", &[&DIRECTORY, &organization.to_string()]).await?;
-    Ok(())
+    tx.notify(DIRECTORY, vec![organization.to_string()]).await
 }
 
 /// The same of all organizations.
 pub async fn all_changed(tx: &Tx) -> Result<()> {
-    tx.query("select pg_notify($1, '*')", &[&DIRECTORY]).await?;
-    Ok(())
+    tx.notify(DIRECTORY, vec!["*".into()]).await
 }
 
 /// How an organization can be named.
@@ -49,13 +50,19 @@ pub(super) enum Key {
     Domain(String),
 }
 
-/// Finds organizations.
+/// Finds organizations, and the servers that they are on. Clones share what they know.
+#[derive(Clone)]
 pub struct Directory {
     db: Db,
+    sealer: Sealer,
     pub(super) door: Arc<TenantDoor>,
-    cache: Cache,
+    cache: Arc<Cache>,
+    /// Other servers than that of `platform`, once they were needed.
+    servers: Arc<RwLock<HashMap<Uuid, Server>>>,
+    /// Servers that did not answer, and when that was.
+    down: Arc<RwLock<HashMap<Uuid, Instant>>>,
     /// Wakes the keeper of the stock of spare schemas.
-    pub(super) spare_taken: Notify,
+    pub(super) spare_taken: Arc<Notify>,
 }
 
 #[derive(Default)]
@@ -73,8 +80,63 @@ struct Cached {
 }
 
 impl Directory {
-    pub fn new(db: Db, door: TenantDoor) -> Self {
-        Self { db, door: Arc::new(door), cache: Cache::default(), spare_taken: Notify::new() }
+    pub fn new(db: Db, door: TenantDoor, sealer: Sealer) -> Self {
+        let (cache, servers, down, spare_taken) = Default::default();
+        Self { db, sealer, door: Arc::new(door), cache, servers, down, spare_taken }
+    }
+
+    /// The server of this id.
+    pub async fn server(&self, id: Uuid) -> Result<Server> {
+        if id.is_nil() {
+            return Ok(self.db.primary());
+        }
+        let known = self.servers.read().expect("nothing panics with the lock held").get(&id).cloned();
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let drops = self.cache.drops.load(Ordering::SeqCst);
+        let tx = self.db.begin().await?;
+        let url = databases::url(&tx, &self.sealer, id).await?;
+        drop(tx);
+        let opened = self.db.open_server(id, &url).map_err(Error::internal)?;
+        let mut servers = self.servers.write().expect("nothing panics with the lock held");
+        // Its address may have been changed since it was read.
+        if self.cache.drops.load(Ordering::SeqCst) != drops {
+            return Ok(opened);
+        }
+        Ok(servers.entry(id).or_insert(opened).clone())
+    }
+
+    /// A server did not answer: for a while no new organization is sent there.
+    pub(super) fn is_down(&self, server: Uuid) {
+        self.down.write().expect("nothing panics with the lock held").insert(server, Instant::now());
+    }
+
+    /// Servers that did not answer lately.
+    pub(super) fn lately_down(&self) -> Vec<Uuid> {
+        let down = self.down.read().expect("nothing panics with the lock held");
+        down.iter().filter(|(_, since)| since.elapsed() < AVOIDED_FOR).map(|(id, _)| *id).collect()
+    }
+
+    /// All servers, that of `platform` first.
+    pub async fn servers(&self) -> Result<Vec<Server>> {
+        let tx = self.db.begin().await?;
+        let rows = tx.query("select id from platform.databases order by id", &[]).await?;
+        drop(tx);
+        let mut servers = Vec::new();
+        for row in &rows {
+            servers.push(self.server(row.try_get("id")?).await?);
+        }
+        Ok(servers)
+    }
+
+    /// Where a schema is.
+    pub async fn place(&self, schema: Uuid) -> Result<Place> {
+        let tx = self.db.begin().await?;
+        let row =
+            tx.query_one("select database_id from platform.tenant_schemas where id = $1", &[&schema]).await?;
+        drop(tx);
+        Ok(Place { server: self.server(row.try_get("database_id")?).await?, schema: Schema::new(schema) })
     }
 
     /// Hears of changes, which makes caching safe, until it is dropped.
@@ -83,7 +145,7 @@ impl Directory {
         loop {
             match heard.next().await {
                 Heard::Connected => {
-                    self.cache.clear();
+                    self.forget_all();
                     self.cache.listening.store(true, Ordering::SeqCst);
                 }
                 Heard::Lost => {
@@ -93,7 +155,7 @@ impl Directory {
                 Heard::Notice { channel, .. } if channel != DIRECTORY => {}
                 Heard::Notice { payload, .. } => match payload.parse() {
                     Ok(organization) => self.cache.forget(organization),
-                    Err(_) => self.cache.clear(),
+                    Err(_) => self.forget_all(),
                 },
             }
         }
@@ -109,6 +171,7 @@ impl Directory {
 
     /// The same when something about all organizations has changed.
     pub fn forget_all(&self) {
+        self.servers.write().expect("nothing panics with the lock held").clear();
         self.cache.clear();
     }
 
@@ -118,24 +181,34 @@ impl Directory {
     }
 
     pub(super) async fn find(&self, key: &Key) -> Result<Option<Tenant>> {
+        Ok(self.look_up(key).await?.map(|entry| Tenant {
+            entry,
+            directory: self.clone(),
+            in_background: false,
+        }))
+    }
+
+    pub(super) async fn look_up(&self, key: &Key) -> Result<Option<Arc<Entry>>> {
         if let Some(entry) = self.cache.get(key) {
-            return Ok(entry.map(|entry| self.tenant(entry)));
+            return Ok(entry);
         }
         let drops = self.cache.drops.load(Ordering::SeqCst);
         let entry = self.load(key).await?.map(Arc::new);
-        self.cache.put(key.clone(), entry.clone(), drops);
-        Ok(entry.map(|entry| self.tenant(entry)))
-    }
-
-    fn tenant(&self, entry: Arc<Entry>) -> Tenant {
-        Tenant { entry, door: self.door.clone() }
+        if !self.cache.put(key.clone(), entry.clone(), drops)
+            && let Some(entry) = &entry
+        {
+            // Nobody would tell whoever holds it of a change.
+            entry.outdated.store(true, Ordering::SeqCst);
+        }
+        Ok(entry)
     }
 
     async fn load(&self, key: &Key) -> Result<Option<Entry>> {
-        const ENTRY: &str = "select o.id, o.schema_id, o.plan, p.features, p.api_calls, s.read_only_from, \
-             o.require_mfa, o.status = 'suspended' as suspended, o.deleted_at is not null as deleted \
-             from platform.organizations o join platform.plans p on p.name = o.plan \
-             left join platform.subscriptions s on s.organization_id = o.id";
+        const ENTRY: &str = "select o.id, o.schema_id, h.database_id, o.plan, p.features, p.api_calls, s.read_only_from, \
+             o.require_mfa, o.status = 'suspended' as suspended, o.deleted_at is not null as deleted, o.sandbox, \
+             o.paused_until, array(select m.module from platform.tenant_schema_modules m where m.schema_id = h.id) as modules \
+             from platform.organizations o join platform.tenant_schemas h on h.id = o.schema_id \
+             join platform.plans p on p.name = o.plan left join platform.subscriptions s on s.organization_id = o.id";
         let tx = self.db.begin().await?;
         let row = match key {
             Key::Id(id) => tx.query_opt(&format!("{ENTRY} where o.id = $1"), &[id]).await?,
@@ -148,10 +221,15 @@ impl Directory {
                 tx.query_opt(&by_domain, &[domain, &Feature::CustomDomains]).await?
             }
         };
-        row.map(|row| {
+        drop(tx);
+        let Some(row) = row else { return Ok(None) };
+        let server = self.server(row.try_get("database_id")?).await?;
+        let place = Place { server, schema: Schema::new(row.try_get("schema_id")?) };
+        let entry = || {
             Ok(Entry {
                 id: row.try_get("id")?,
-                schema: Schema::new(row.try_get("schema_id")?),
+                place,
+                modules: row.try_get("modules")?,
                 plan: row.try_get("plan")?,
                 features: plans::features(&row.try_get::<_, Vec<String>>("features")?),
                 api_calls: row.try_get("api_calls")?,
@@ -159,9 +237,12 @@ impl Directory {
                 requires_mfa: row.try_get("require_mfa")?,
                 suspended: row.try_get("suspended")?,
                 deleted: row.try_get("deleted")?,
+                sandbox: row.try_get("sandbox")?,
+                paused_until: row.try_get("paused_until")?,
+                outdated: AtomicBool::new(false),
             })
-        })
-        .transpose()
+        };
+        entry().map(Some)
     }
 }
 
@@ -175,20 +256,23 @@ impl Cache {
         unknown.get(key).filter(|since| since.elapsed() < MAX_AGE).map(|_| None)
     }
 
-    fn put(&self, key: Key, entry: Option<Arc<Entry>>, drops_before: u64) {
+    /// Keeps it if nothing has changed since it was looked up, and says whether it does.
+    fn put(&self, key: Key, entry: Option<Arc<Entry>>, drops_before: u64) -> bool {
         let mut entries = self.entries.write().expect("nothing panics with the lock held");
         let mut unknown = self.unknown.write().expect("nothing panics with the lock held");
         let unchanged = self.drops.load(Ordering::SeqCst) == drops_before;
         if !self.listening.load(Ordering::SeqCst) || !unchanged {
-            return;
+            return false;
         }
         let since = Instant::now();
         match entry {
             Some(entry) => {
                 if entries.len() >= MAX_ENTRIES {
-                    entries.clear();
+                    drop_all(&mut entries);
                 }
-                entries.insert(key, Cached { since, entry });
+                if let Some(old) = entries.insert(key, Cached { since, entry }) {
+                    old.entry.outdated.store(true, Ordering::SeqCst);
+                }
             }
             None => {
                 if unknown.len() >= MAX_UNKNOWN {
@@ -197,20 +281,32 @@ impl Cache {
                 unknown.insert(key, since);
             }
         }
+        true
     }
 
     /// Also what was not found: it may be what just came to be.
     fn forget(&self, organization: Uuid) {
         let mut entries = self.entries.write().expect("nothing panics with the lock held");
         self.drops.fetch_add(1, Ordering::SeqCst);
-        entries.retain(|_, cached| cached.entry.id != organization);
+        entries.retain(|_, cached| {
+            let other = cached.entry.id != organization;
+            cached.entry.outdated.fetch_or(!other, Ordering::SeqCst);
+            other
+        });
         self.unknown.write().expect("nothing panics with the lock held").clear();
     }
 
     fn clear(&self) {
         let mut entries = self.entries.write().expect("nothing panics with the lock held");
         self.drops.fetch_add(1, Ordering::SeqCst);
-        entries.clear();
+        drop_all(&mut entries);
         self.unknown.write().expect("nothing panics with the lock held").clear();
+    }
+}
+
+/// Tells everybody who holds one of them that it may have changed.
+fn drop_all(entries: &mut HashMap<Key, Cached>) {
+    for (_, cached) in entries.drain() {
+        cached.entry.outdated.store(true, Ordering::SeqCst);
     }
 }

@@ -3,21 +3,29 @@
 //! [`Tenant`] is proof that the directory knows an organization; only this room makes one, because
 //! only this room holds the [`TenantDoor`].
 
+pub mod databases;
 mod directory;
 pub mod fleet;
 mod resolve;
 
-use std::sync::Arc;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
+use directory::Key;
 pub use directory::{Directory, all_changed, changed};
 pub use resolve::{RESERVED, is_domain, resolve};
 
 use crate::{
     billing::{Feature, Plan},
-    db::{PlatformTx, Schema, TenantDoor, TenantTx, Tx},
+    db::{Place, PlatformTx, TenantTx, Tx},
     error::{Code, Error, Result},
 };
 
@@ -25,14 +33,20 @@ use crate::{
 #[derive(Clone)]
 pub struct Tenant {
     entry: Arc<Entry>,
-    door: Arc<TenantDoor>,
+    directory: Directory,
+    /// Whether what is done with it is not done for a request.
+    in_background: bool,
 }
 
+/// How long somebody waits for an organization that is changing places.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// What the directory knows of an organization.
-#[derive(Debug)]
 struct Entry {
     id: Uuid,
-    schema: Schema,
+    place: Place,
+    /// Those that its schema holds.
+    modules: Vec<String>,
     plan: Plan,
     features: Vec<Feature>,
     api_calls: Option<i64>,
@@ -40,6 +54,36 @@ struct Entry {
     requires_mfa: bool,
     suspended: bool,
     deleted: bool,
+    sandbox: bool,
+    /// Until when it may not be touched, as it is changing places.
+    paused_until: Option<DateTime<Utc>>,
+    /// The directory has heard that something of this has changed.
+    outdated: AtomicBool,
+}
+
+impl Entry {
+    fn is_paused(&self) -> bool {
+        self.paused_until.is_some_and(|until| until > Utc::now())
+    }
+
+    /// An organization that is being made.
+    fn new(id: Uuid, place: Place, modules: Vec<String>) -> Self {
+        Self {
+            id,
+            place,
+            modules,
+            plan: Plan::Free,
+            features: Vec::new(),
+            api_calls: None,
+            read_only_from: None,
+            requires_mfa: false,
+            suspended: false,
+            deleted: false,
+            sandbox: false,
+            paused_until: None,
+            outdated: AtomicBool::new(false),
+        }
+    }
 }
 
 impl Tenant {
@@ -84,15 +128,67 @@ impl Tenant {
         self.entry.deleted
     }
 
-    /// Takes a transaction on into the organization's schema.
+    /// Whether its schema holds a module.
+    pub fn has_module(&self, module: &str) -> bool {
+        self.entry.modules.iter().any(|there| there == module)
+    }
+
+    /// Whether it is a copy to play with: nothing of it goes out.
+    pub fn is_sandbox(&self) -> bool {
+        self.entry.sandbox
+    }
+
+    /// Whether its callers wait, as it is changing places.
+    pub fn is_paused(&self) -> bool {
+        self.entry.is_paused()
+    }
+
+    /// For how long its requests have to wait, as they have had more of the database's time than allowed.
+    pub fn overdrawn(&self) -> Option<Duration> {
+        self.directory.door.overdrawn(&self.entry.place)
+    }
+
+    /// Takes a transaction on into the organization's schema. What it holds may be in the way of whoever
+    /// carries the organization to another place, so it does not wait for that.
     pub async fn enter(&self, tx: PlatformTx) -> Result<TenantTx> {
-        self.door.enter(tx, self.entry.schema, self.entry.id).await
+        if self.entry.is_paused() {
+            return Err(changing_places());
+        }
+        self.directory.door.enter(tx, &self.entry.place, self.entry.id).await
     }
 
     /// Opens a transaction in the organization's schema.
     pub async fn begin(&self) -> Result<TenantTx> {
-        self.door.begin(self.entry.schema, self.entry.id).await
+        let entry = self.settled().await?;
+        match self.in_background {
+            true => self.directory.door.begin_in_background(&entry.place, entry.id).await,
+            false => self.directory.door.begin(&entry.place, entry.id).await,
+        }
     }
+
+    /// What the directory knows now, once the organization is in its place: while it changes places,
+    /// everybody waits, which takes less than a second.
+    async fn settled(&self) -> Result<Arc<Entry>> {
+        let (mut entry, began) = (self.entry.clone(), Instant::now());
+        loop {
+            if entry.outdated.load(Ordering::SeqCst) {
+                entry = self.directory.look_up(&Key::Id(entry.id)).await?.ok_or_else(unknown)?;
+            }
+            if !entry.is_paused() {
+                return Ok(entry);
+            }
+            if began.elapsed() > PATIENCE {
+                return Err(changing_places());
+            }
+            // One that could not be kept is looked up again by everybody who waits.
+            let pause = if entry.outdated.load(Ordering::SeqCst) { 100 } else { 20 };
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+        }
+    }
+}
+
+fn changing_places() -> Error {
+    Error::unavailable("The organization is changing places. Try again in a moment.", 1)
 }
 
 /// Whether an organization was deleted, by the database and not by what the directory remembers.

@@ -4,13 +4,13 @@
 //! worked out at most every five minutes for an organization, at each instance.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     num::NonZeroUsize,
     sync::{Mutex, MutexGuard},
 };
 
 use chrono::{DateTime, Months, TimeDelta, Utc};
-use futures_util::future::BoxFuture;
+use futures_util::{future::BoxFuture, join};
 use lru::LruCache;
 use poem_openapi::{Object, OpenApi, param::Path, types::Example};
 use serde::Serialize;
@@ -22,7 +22,7 @@ use crate::{
     app::App,
     auth::{Can, permissions::AnalyticsRead},
     billing::{Resource, limits},
-    db::TenantTx,
+    db::{TenantTx, ToSql},
     error::Result,
     http::Json,
     types::example_time,
@@ -156,21 +156,29 @@ async fn read(tx: &TenantTx, app: &App) -> Result<OrganizationAnalytics> {
 }
 
 async fn members(tx: &TenantTx, now: DateTime<Utc>) -> Result<MemberFigures> {
-    let row = tx
-        .query_one(
-            "select (select count(*) from platform.organization_members \
+    let (organization, since) = (tx.organization(), now - TimeDelta::days(7));
+    let members: [&(dyn ToSql + Sync); 2] = [&organization, &now];
+    let actors: [&(dyn ToSql + Sync); 1] = [&since];
+    let (row, lately) = join!(
+        tx.query_one(
+            "select array(select user_id from platform.organization_members \
                where organization_id = $1 and is_active) as active, \
-             (select count(distinct e.actor_id) from events e join platform.organization_members m \
-               on m.organization_id = $1 and m.user_id = e.actor_id and m.is_active \
-               where e.occurred_at >= $3 and e.actor_kind = 'user') as lately, \
              (select count(*) from platform.invitations where organization_id = $1 and accepted_at is null \
                and revoked_at is null and expires_at > $2) as pending",
-            &[&tx.organization(), &now, &(now - TimeDelta::days(7))],
-        )
-        .await?;
+            &members,
+        ),
+        tx.query(
+            "select distinct actor_id from events where occurred_at >= $1 and actor_kind = 'user' \
+             and actor_id is not null",
+            &actors,
+        ),
+    );
+    let row = row?;
+    let active: HashSet<Uuid> = row.try_get::<_, Vec<Uuid>>("active")?.into_iter().collect();
+    let lately = lately?.iter().map(|row| row.try_get(0)).collect::<Result<Vec<Uuid>, _>>()?;
     Ok(MemberFigures {
-        active: row.try_get("active")?,
-        active_last_7_days: row.try_get("lately")?,
+        active: active.len() as i64,
+        active_last_7_days: lately.iter().filter(|actor| active.contains(actor)).count() as i64,
         pending_invitations: row.try_get("pending")?,
     })
 }

@@ -83,8 +83,10 @@ impl Work for Deliver {
         loop {
             // An organization that is deleted or suspended tells nobody anything; what waits goes on
             // when it is opened again.
-            let Some(tenant) =
-                job.tenant().await?.filter(|tenant| !tenant.is_deleted() && !tenant.is_suspended())
+            let Some(tenant) = job
+                .tenant()
+                .await?
+                .filter(|tenant| !tenant.is_deleted() && !tenant.is_suspended() && !tenant.is_sandbox())
             else {
                 return Ok(());
             };

@@ -7,6 +7,7 @@
 mod api;
 mod clear;
 mod deliver;
+mod quiet;
 mod signature;
 
 use chrono::{DateTime, Utc};
@@ -18,6 +19,7 @@ use uuid::Uuid;
 pub use api::WebhooksApi;
 pub use clear::ClearWebhook;
 pub use deliver::Deliver;
+pub use quiet::quiet;
 
 use crate::{
     app::App,

@@ -230,6 +230,8 @@ impl TestApp {
             let tx = app.db.begin().await.unwrap();
             tx.execute(&sql, &[]).await.unwrap();
             tx.commit().await.unwrap();
+            // Past the service, which would have said whose access it is about.
+            app.db.access().all_changed();
         };
         RUNTIME.spawn(run).await.unwrap();
     }
@@ -273,20 +275,22 @@ fn client() -> reqwest::Client {
 pub fn configuration(database: &str) -> Config {
     use confique::Config as _;
     let text = format!(
-        "[database]\nurl = {:?}\npool_size = 4\n[auth]\nsecret_key = \"AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\"\n\
+        "[database]\nurl = {:?}\npool_size = 4\nseconds_per_minute = 0\n[auth]\nsecret_key = \"AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\"\n\
          lockout_attempts = 1000\n\
-         [limits]\nanonymous = \"off\"\nuser = \"off\"\norganization = \"off\"\nregister = \"off\"\nlogin = \"off\"\n\
+         [limits]\nconcurrent = 0\nanonymous = \"off\"\nuser = \"off\"\norganization = \"off\"\nregister = \"off\"\nlogin = \"off\"\n\
          change_password = \"off\"\npassword_reset = \"off\"\ninvitations = \"off\"\nmail = \"off\"\nsms_codes = \"off\"\nsms = \"off\"\nsms_organization = \"off\"\n\
          [mail]\nsmtp_url = \"smtp://{}\"\n\
          [notifications]\ntwilio_base_url = \"http://{}\"\ntwilio_account_sid = \"AC0123456789abcdef0123456789abcdef\"\n\
          twilio_auth_token = \"twilio-secret\"\ntwilio_from = \"+6580000000\"\n\
          vapid_private_key = \"65bE-ck0Yh1K28TIrGYN9tdGYunlVtQm9zIvfLRwN0E\"\nvapid_subject = \"mailto:ops@example.com\"\n\
          [webhooks]\nallow_loopback = true\nper_second = 10000\n\
-         [tenancy]\nspare_schemas = 2\ndns_server = \"{}\"\n",
+         [tenancy]\nspare_schemas = 2\ndns_server = \"{}\"\n\
+         [backups]\nfolder = {:?}\n",
         database_url(database),
         *SMTP,
         *STAND_IN,
         *DNS,
+        std::env::temp_dir().join("rowhouse-test-backups"),
     );
     let layer: <Config as confique::Config>::Layer = toml::from_str(&text).unwrap();
     Config::builder().preloaded(layer).load().unwrap()
@@ -384,6 +388,18 @@ impl Team {
             }
         }
         within(10, "the subscription", || async { current().await["state"] != "free" }).await;
+    }
+
+    /// Has a module enabled, and waits until it is.
+    pub async fn enable(&self, module: &str) {
+        let path = self.path(&format!("/modules/{module}"));
+        // It may be in the middle of being removed.
+        within(30, &format!("the wish for {module}"), || async {
+            Answer::of(self.owner.request(Method::PUT, &path)).await.status == 202
+        })
+        .await;
+        let state = || async { self.owner.get(&path).await.expect(200)["state"].clone() };
+        within(30, &format!("the module {module}"), || async { state().await == "enabled" }).await;
     }
 
     pub async fn project(&self, name: &str) -> Value {

@@ -1,5 +1,8 @@
 //! `rowhouse tenant …`.
 
+mod relocate;
+mod whole;
+
 use anyhow::Context;
 use uuid::Uuid;
 
@@ -9,7 +12,7 @@ use crate::{
     audit::{self, Actor, ActorKind, Changes},
     auth::Origin,
     organizations::{self, NewOrganization},
-    tenancy::fleet,
+    tenancy::{Tenant, fleet},
     types::{Email, Name, Slug},
 };
 
@@ -39,6 +42,44 @@ pub enum Command {
         /// Slug or id.
         organization: String,
     },
+    /// Write one organization into an archive: everything that is its own, as it is at one moment.
+    ///
+    /// The organization goes on meanwhile. Passwords, API keys, open invitations and the subscription stay
+    /// out. The archive is sealed with ROWHOUSE_SECRET_KEY, so that a change of it is seen; it is not
+    /// encrypted. Repeat the command if it was interrupted: a file is there as a whole or not at all.
+    Export(whole::ExportArgs),
+    /// Make an organization of an archive.
+    ///
+    /// It keeps its id where that is free. Members who have an account here keep it; others get one, for
+    /// which they set a password by "forgot password". Webhooks come switched off. An archive of an older
+    /// version is brought up to this one. Nothing is there before all of it is.
+    Import(whole::ImportArgs),
+    /// Put one organization back to what it was.
+    ///
+    /// What it was is built beside what it is and takes its place in a moment. The audit log and the log of
+    /// events go on, with what is done here in them. What it is now is kept for some days: `--to previous`
+    /// changes the two again.
+    Restore(whole::RestoreArgs),
+    /// Make a copy of one organization to play with.
+    ///
+    /// It has the same members and data, and begins with empty logs. Nothing of it goes out: no mail, no SMS,
+    /// no webhooks, no payments.
+    Clone(whole::CloneArgs),
+    /// Move one organization to another database server while it is used.
+    ///
+    /// Its schema is built there and filled while everybody works; at the end requests wait for a moment. Whatever
+    /// goes wrong, nothing is changed; if it is interrupted, repeat it. The old schema is kept for some days.
+    Move(relocate::Move),
+    /// Remove an organization for good, and print a certificate of what was removed.
+    ///
+    /// It is closed and its payments are ended first. Then its schema, its rows, its backups and what is
+    /// remembered of it go. Accounts of people stay, and so does what operators did. If it is interrupted,
+    /// repeat it: it goes on, and prints the certificate also if all was done.
+    Erase(whole::EraseArgs),
+    /// Let nobody into an organization; nothing of it is lost.
+    Suspend(whole::SuspendArgs),
+    /// Let the members of a suspended organization in again.
+    Resume(whole::ResumeArgs),
 }
 
 pub async fn run(command: Command) -> anyhow::Result<()> {
@@ -48,8 +89,23 @@ pub async fn run(command: Command) -> anyhow::Result<()> {
         Command::Create { name, slug, owner } => create(&app, name, slug, owner).await,
         Command::AuditVerify { organization } => audit_verify(&app, organization).await,
         Command::Show { organization } => show(&app, &organization).await,
+        Command::Export(args) => whole::export(&app, args).await,
+        Command::Import(args) => whole::import(&app, args).await,
+        Command::Restore(args) => whole::restore(&app, args).await,
+        Command::Clone(args) => whole::clone(&app, args).await,
+        Command::Move(args) => relocate::relocate(&app, args).await,
+        Command::Erase(args) => whole::erase(&app, args).await,
+        Command::Suspend(args) => whole::suspend(&app, args).await,
+        Command::Resume(args) => whole::resume(&app, args).await,
     }
     .map_err(|error| error.context("tenant command failed"))
+}
+
+async fn find(app: &App, name: &str) -> anyhow::Result<Tenant> {
+    fleet::tenant(&app.directory, name)
+        .await
+        .map_err(plain)?
+        .with_context(|| format!("there is no organization {name:?}; `rowhouse tenant list` shows all"))
 }
 
 async fn list(app: &App) -> anyhow::Result<()> {
@@ -115,9 +171,7 @@ async fn audit_verify(app: &App, name: Option<String>) -> anyhow::Result<()> {
     audit::seal_pending(app).await.map_err(plain)?;
     let mut broken = 0;
     for name in &names {
-        let tenant = fleet::tenant(&app.directory, name).await.map_err(plain)?.with_context(|| {
-            format!("there is no organization {name:?}; `rowhouse tenant list` shows all")
-        })?;
+        let tenant = find(app, name).await?;
         let found = audit::verify(app, &tenant).await.map_err(plain)?;
         match found.problems.is_empty() {
             true => {
@@ -134,23 +188,29 @@ async fn audit_verify(app: &App, name: Option<String>) -> anyhow::Result<()> {
 }
 
 async fn show(app: &App, name: &str) -> anyhow::Result<()> {
-    let tenant = fleet::tenant(&app.directory, name)
-        .await
-        .map_err(plain)?
-        .with_context(|| format!("there is no organization {name:?}; `rowhouse tenant list` shows all"))?;
+    let tenant = find(app, name).await?;
     let tx = app.db.begin().await.map_err(plain)?;
     let row = tx
         .query_one(
-            "select o.name, o.slug, o.plan, o.schema_id, o.created_at::text as created_at, \
-             (select count(*) from pg_catalog.pg_tables t where t.schemaname = 'tenant_' || replace(o.schema_id::text, '-', '')) as tables, \
-             (select pg_size_pretty(coalesce(sum(pg_total_relation_size(c.oid)), 0)) from pg_catalog.pg_class c \
-              join pg_catalog.pg_namespace n on n.oid = c.relnamespace \
-              where n.nspname = 'tenant_' || replace(o.schema_id::text, '-', '') and c.relkind = 'r') as size \
-             from platform.organizations o where o.id = $1",
+            "select o.name, o.slug, o.plan, o.schema_id, o.created_at::text as created_at, d.name as database \
+             from platform.organizations o join platform.tenant_schemas h on h.id = o.schema_id \
+             join platform.databases d on d.id = h.database_id where o.id = $1",
             &[&tenant.id()],
         )
         .await
         .map_err(plain)?;
+    // Its tables are where it is.
+    let inside = tenant.begin().await.map_err(plain)?;
+    let measured = inside
+        .query_one(
+            "select count(*) as tables, pg_size_pretty(coalesce(sum(pg_total_relation_size(c.oid)), 0)) as size \
+             from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace \
+             where n.nspname = current_schema() and c.relkind = 'r'",
+            &[],
+        )
+        .await
+        .map_err(plain)?;
+    drop(inside);
     let schema_id: Uuid = row.try_get("schema_id")?;
     let state = match (tenant.is_deleted(), tenant.is_suspended()) {
         (true, _) => "deleted",
@@ -161,8 +221,9 @@ async fn show(app: &App, name: &str) -> anyhow::Result<()> {
     println!("  id       {}", tenant.id());
     println!("  state    {state}, plan {}", row.try_get::<_, String>("plan")?);
     println!("  made     {}", row.try_get::<_, String>("created_at")?);
-    let (tables, size) = (row.try_get::<_, i64>("tables")?, row.try_get::<_, String>("size")?);
-    println!("  schema   tenant_{}: {tables} tables, {size}", schema_id.simple());
+    let (tables, size): (i64, String) = (measured.try_get("tables")?, measured.try_get("size")?);
+    let database: String = row.try_get("database")?;
+    println!("  schema   tenant_{}: {tables} tables, {size}, on server {database}", schema_id.simple());
     for module in tx
         .query(
             "select module, version, last_error from platform.tenant_schema_modules where schema_id = $1 order by module",

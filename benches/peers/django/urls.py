@@ -1,0 +1,5 @@
+from django.urls import path
+
+from work.views import Projects
+
+urlpatterns = [path("projects", Projects.as_view())]
