@@ -125,7 +125,6 @@ fn service() -> OpenApiService<impl OpenApi, ()> {
 
 /// Everything that can be requested.
 pub fn routes() -> impl Endpoint<Output = Response> + 'static {
-    let page = document_page();
     Route::new()
         .nest(BASE, Strict(service().into_endpoint()))
         .nest_no_strip("/ws", Strict(service().into_endpoint()))
@@ -140,7 +139,7 @@ pub fn routes() -> impl Endpoint<Output = Response> + 'static {
         .at("/openapi.json", get(make_sync(|_| text_document("application/json", DOCUMENT.json.as_str()))))
         .at("/openapi.yaml", get(make_sync(|_| text_document("application/yaml", DOCUMENT.yaml.as_str()))))
         .at("/docs/events", get(make_sync(|_| Html(EVENTS_PAGE.as_str()))))
-        .at("/docs", get(make_sync(move |_| Html(page.clone()))))
+        .at("/docs", get(make_sync(|_| Html(DOCUMENT_PAGE.as_str()))))
         .map_to_response()
         .into_endpoint()
 }
@@ -168,8 +167,38 @@ impl<E: Endpoint<Output = Response>> Endpoint for Strict<E> {
     }
 }
 
-/// What the document says of a path: its operations by method.
-fn operations_of(path: &str) -> Option<&'static Map<String, Value>> {
+/// What requests are judged by, of each operation of the document.
+struct Operation {
+    /// In upper case.
+    method: String,
+    permission: Option<String>,
+    /// The names of its query parameters.
+    query: Vec<String>,
+}
+
+/// The operations of each path. The document itself is large, and made only when somebody asks for it.
+static OPERATIONS: LazyLock<Vec<(String, Vec<Operation>)>> = LazyLock::new(|| {
+    let value = document();
+    let paths = value["paths"].as_object().into_iter().flatten();
+    paths.map(|(template, methods)| (template.clone(), operations_in(methods))).collect()
+});
+
+fn operations_in(methods: &Value) -> Vec<Operation> {
+    let query = |operation: &Value| {
+        let parameters = operation["parameters"].as_array().into_iter().flatten();
+        let named = parameters.filter(|p| p["in"] == "query").filter_map(|p| p["name"].as_str());
+        named.map(str::to_owned).collect()
+    };
+    let of = |(method, operation): (&String, &Value)| Operation {
+        method: method.to_uppercase(),
+        permission: operation["x-permission"].as_str().map(str::to_owned),
+        query: query(operation),
+    };
+    methods.as_object().into_iter().flatten().map(of).collect()
+}
+
+/// The operations at a path.
+fn operations_of(path: &str) -> Option<&'static [Operation]> {
     let fits = |template: &str| {
         let (mut given, mut wanted) = (path.split('/'), template.split('/'));
         loop {
@@ -180,8 +209,13 @@ fn operations_of(path: &str) -> Option<&'static Map<String, Value>> {
             }
         }
     };
-    let (_, operations) = DOCUMENT.value["paths"].as_object()?.iter().find(|(template, _)| fits(template))?;
-    operations.as_object()
+    OPERATIONS.iter().find(|(template, _)| fits(template)).map(|(_, operations)| operations.as_slice())
+}
+
+/// The operation behind a method; what is asked for its head is what is got.
+fn operation_of(path: &str, method: &Method) -> Option<&'static Operation> {
+    let method = if method == Method::HEAD { "GET" } else { method.as_str() };
+    operations_of(path)?.iter().find(|operation| operation.method == method)
 }
 
 /// What an operation asks of its caller.
@@ -195,9 +229,8 @@ pub enum Needs {
 /// What the document says that the operation behind a request needs; `None` where there is none.
 pub fn needs_of(request: &Request) -> Option<Needs> {
     let path = request.original_uri().path().strip_prefix(BASE)?;
-    let method = request.method().as_str().to_ascii_lowercase();
-    let needs = operations_of(path)?.get(&method)?["x-permission"].as_str()?;
-    Some(match needs {
+    let operation = operations_of(path)?.iter().find(|one| one.method == request.method().as_str())?;
+    Some(match operation.permission.as_deref()? {
         "public" => Needs::Nothing,
         "authenticated" => Needs::User,
         SUPERUSER => Needs::Superuser,
@@ -206,21 +239,14 @@ pub fn needs_of(request: &Request) -> Option<Needs> {
 }
 
 fn check_query(method: &Method, path: &str, query: &str) -> Result<()> {
-    let method = method.as_str().to_ascii_lowercase();
-    let method = if method == "head" { "get" } else { method.as_str() };
-    let Some(operation) = operations_of(path).and_then(|operations| operations.get(method)) else {
-        return Ok(());
-    };
-    let parameters = operation["parameters"].as_array().into_iter().flatten();
-    let known: Vec<&str> =
-        parameters.filter(|p| p["in"] == "query").filter_map(|p| p["name"].as_str()).collect();
+    let Some(Operation { query: known, .. }) = operation_of(path, method) else { return Ok(()) };
     let mut seen = Vec::new();
     for name in query
         .split('&')
         .filter(|pair| !pair.is_empty())
         .map(|pair| pair.split('=').next().unwrap_or_default())
     {
-        if !known.contains(&name) {
+        if !known.iter().any(|known| known == name) {
             let told = match known.is_empty() {
                 true => "This operation takes no query parameters.".to_owned(),
                 false => format!("There is no parameter {name}; there are: {}.", known.join(", ")),
@@ -236,7 +262,7 @@ fn check_query(method: &Method, path: &str, query: &str) -> Result<()> {
 }
 
 fn methods_of(path: &str) -> Option<String> {
-    let mut methods: Vec<String> = operations_of(path)?.keys().map(|method| method.to_uppercase()).collect();
+    let mut methods: Vec<String> = operations_of(path)?.iter().map(|one| one.method.clone()).collect();
     if methods.iter().any(|method| method == "GET") {
         methods.push("HEAD".into());
     }
@@ -285,16 +311,24 @@ pub struct Document {
     pub yaml: String,
 }
 
-/// Made once: what `/openapi.json`, `/docs`, `rowhouse openapi` and the tests show.
-pub static DOCUMENT: LazyLock<Document> = LazyLock::new(|| {
+fn document() -> Value {
     // The one name of poem-openapi's that is not a format of the standard.
     let spec = service().spec().replace("\"naive-date\"", "\"date\"");
     let mut value: Value = serde_json::from_str(&spec).expect("poem-openapi writes JSON");
     complete(&mut value);
+    value
+}
+
+/// Made once: what `/openapi.json`, `/docs`, `rowhouse openapi` and the tests show.
+pub static DOCUMENT: LazyLock<Document> = LazyLock::new(|| {
+    let value = document();
     let json = serde_json::to_string_pretty(&value).expect("a value can be written") + "\n";
     let yaml = serde_yaml::to_string(&value).expect("a value can be written");
     Document { value, json, yaml }
 });
+
+/// The page of the documentation.
+static DOCUMENT_PAGE: LazyLock<String> = LazyLock::new(document_page);
 
 /// The page of the documentation that lists the types of events.
 static EVENTS_PAGE: LazyLock<String> = LazyLock::new(events::page);

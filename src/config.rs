@@ -68,11 +68,11 @@ pub struct DatabaseConfig {
     #[config(env = "DATABASE_POOL_WAIT_SECONDS", default = 5)]
     pub pool_wait_seconds: u64,
     /// Prepared statements that each connection keeps; each takes about 32 kB of the server's memory.
-    #[config(env = "DATABASE_STATEMENTS_PER_CONNECTION", default = 1000)]
+    #[config(env = "DATABASE_STATEMENTS_PER_CONNECTION", default = 800)]
     pub statements_per_connection: usize,
     /// A connection that has served so many organizations is replaced, as the server's process never gives back
     /// the memory of what it has seen, about 40 kB for each.
-    #[config(env = "DATABASE_SCHEMAS_PER_CONNECTION", default = 1000)]
+    #[config(env = "DATABASE_SCHEMAS_PER_CONNECTION", default = 800)]
     pub schemas_per_connection: usize,
     /// Minutes after which a connection is replaced.
     #[config(env = "DATABASE_CONNECTION_MINUTES", default = 30)]

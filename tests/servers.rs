@@ -227,7 +227,7 @@ async fn an_organization_on_another_server_is_like_any() {
     assert_eq!(fleet.number(&team, "select count(*) from projects where name = 'Once'").await, 1);
 
     // Also where nothing but the tenant's tables is changed; and whoever listens hears of it.
-    let read = team.owner.header("idempotency-key", "all read");
+    let read = team.owner.header("idempotency-key", "all-read");
     for _ in 0..2 {
         read.post("/notifications/read-all", json!(null)).await.expect(204);
     }

@@ -157,7 +157,13 @@ async fn whoever_is_out_is_out_with_everything_at_once_and_everywhere() {
             }
             _ => staff.client.delete(&account).await.expect(204),
         };
-        program.get("/projects").await.refused(401, "AUTH_FAILED");
+        // Here with the answer; at the other instance when it has heard, which takes milliseconds.
+        program.at(&app).get("/projects").await.refused(401, "AUTH_FAILED");
+        assert!(person.client.get("/projects").await.status.is_client_error(), "{way}");
+        within_a_second("the key is worth nothing elsewhere", || async {
+            program.get("/projects").await.status == 401
+        })
+        .await;
         let inside = session.get("/projects").await;
         assert!([401, 403, 404].contains(&inside.status.as_u16()), "{way}: {}", inside.text);
         let refresh =

@@ -3,7 +3,7 @@
 //! What is expected is read from a schema that the same migrations make on the same server, in a
 //! transaction that is rolled back: no description of a schema is kept beside the migrations.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, hash_map::Entry};
 
 use futures_util::{StreamExt, stream};
 use serde::Serialize;
@@ -219,9 +219,9 @@ async fn references(app: &App, sets: &[Set], schemas: &[Recorded]) -> References
     let mut references = References::new();
     for schema in schemas {
         let key = (schema.place.server.id(), schema.modules.clone());
-        if !references.contains_key(&key) {
+        if let Entry::Vacant(new) = references.entry(key) {
             let made = reference(app, sets, schema).await;
-            references.insert(key, made.map_err(|error| reason(&error)));
+            new.insert(made.map_err(|error| reason(&error)));
         }
     }
     references

@@ -454,7 +454,8 @@ mod tests {
         let objection = |change: fn(&mut Value), found: &[Entry]| {
             judge(&manifest(change), found).map(|_| ()).unwrap_err().to_string()
         };
-        let cases: [(fn(&mut Value), &str); 10] = [
+        type Change = fn(&mut Value);
+        let cases: [(Change, &str); 10] = [
             (|m| m["format"] = 2.into(), "format 2"),
             (|m| m["extra"] = 1.into(), "unknown field"),
             (|m| m["modules"][0]["name"] = "magic".into(), "magic"),
