@@ -414,7 +414,7 @@ impl Found {
             .ok_or_else(logged_out)?;
         let role: Option<Role> = row.try_get("role")?;
         let (is_active, permissions) = match role {
-            Some(role) => (row.try_get("is_active")?, permissions(&row, role)?),
+            Some(role) => (row.try_get("is_active")?, membership(&row, role)?),
             None => (false, PermissionSet::default()),
         };
         let has_mfa = row.try_get("mfa")?;
@@ -452,7 +452,7 @@ impl Found {
             role: Some(role),
             is_active: true,
             has_mfa: row.try_get("mfa")?,
-            permissions: permissions(&row, role)?,
+            permissions: membership(&row, role)?,
         })
     }
 
@@ -467,7 +467,7 @@ impl Found {
 }
 
 /// What a membership brings.
-fn permissions(row: &Row, role: Role) -> Result<PermissionSet> {
+pub(super) fn membership(row: &Row, role: Role) -> Result<PermissionSet> {
     let listed = |column: &str| Ok::<_, Error>(known(&row.try_get::<_, Vec<String>>(column)?));
     Ok(PermissionSet::effective(role, &listed("grants")?, &listed("denials")?))
 }

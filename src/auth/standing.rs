@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::{
     api_keys,
+    gate::membership,
     permissions::{PermissionSet, Role, known},
 };
 use crate::{app::App, db::Tx, error::Result, tenancy::fleet};
@@ -64,9 +65,7 @@ pub async fn now(app: &App, asked: &[Standing]) -> Result<Vec<Option<PermissionS
     for row in &rows {
         let n = row.try_get::<_, i32>("n")? as usize;
         let role: Role = row.try_get("role")?;
-        let listed =
-            |column: &str| Ok::<_, crate::error::Error>(known(&row.try_get::<_, Vec<String>>(column)?));
-        let own = PermissionSet::effective(role, &listed("grants")?, &listed("denials")?);
+        let own = membership(row, role)?;
         let scopes: Option<Vec<String>> = row.try_get("scopes")?;
         let permissions =
             scopes.map_or(own, |scopes| own.intersection(PermissionSet::of_key(&known(&scopes))));

@@ -108,7 +108,7 @@ impl Directory {
     }
 
     /// A server did not answer: for a while no new organization is sent there.
-    pub(super) fn is_down(&self, server: Uuid) {
+    pub(super) fn note_down(&self, server: Uuid) {
         self.down.write().expect("nothing panics with the lock held").insert(server, Instant::now());
     }
 

@@ -16,7 +16,7 @@ use super::super::{Directory, Entry, Tenant};
 use crate::{
     app::App,
     db::{
-        Db, Place, PlatformTx, Schema, Server, TenantTx, Tx,
+        Db, Place, Schema, Server, TenantTx, Tx,
         migrations::{self, Set, base_sets},
     },
     error::{Code, Error, Result},
@@ -75,7 +75,7 @@ pub async fn begin_new_tenant(db: &Db, directory: &Directory) -> Result<(TenantT
             let server = emptiest(db, directory, &avoided).await?;
             match build(directory, &server, &sets, State::Spare).await {
                 Err(error) if is_down(&server, &error) => {
-                    directory.is_down(server.id());
+                    directory.note_down(server.id());
                     avoided.push(server.id());
                 }
                 built => drop(built?),
@@ -86,9 +86,9 @@ pub async fn begin_new_tenant(db: &Db, directory: &Directory) -> Result<(TenantT
             continue;
         };
         let place = Place { server: there, schema };
-        match enter(directory, tx, &place, id).await {
+        match directory.door.enter(tx, &place, id).await {
             Err(error) if is_down(&place.server, &error) => {
-                directory.is_down(server);
+                directory.note_down(server);
                 avoided.push(server);
             }
             entered => {
@@ -99,10 +99,6 @@ pub async fn begin_new_tenant(db: &Db, directory: &Directory) -> Result<(TenantT
         }
     }
     Err(Error::unavailable("No schema could be prepared for the organization. Try again in a moment.", 2))
-}
-
-async fn enter(directory: &Directory, tx: PlatformTx, place: &Place, id: Uuid) -> Result<TenantTx> {
-    directory.door.enter(tx, place, id).await
 }
 
 /// Whether there is another server to go to.
