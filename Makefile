@@ -50,5 +50,5 @@ release: ## Build the optimised binary
 	@cargo build --release --locked
 
 .PHONY: bench
-bench: setup ## Measure the fleet and jobs, in 15 minutes (ARGS=fleet, jobs, fairness, metering or sockets: that)
+bench: setup ## Measure the fleet and jobs, in 15 minutes (ARGS=fleet, jobs, lists, search, fairness, metering or sockets: that)
 	@cargo bench --locked -- $(ARGS)

@@ -3,11 +3,13 @@
 
 mod fleet;
 mod jobs;
+mod lists;
 mod load;
 mod metering;
 mod peer;
 mod pgbench;
 mod report;
+mod search;
 mod service;
 mod sockets;
 mod tenants;
@@ -25,7 +27,7 @@ use secrecy::ExposeSecret;
 
 /// What is measured where nothing is named.
 const USUAL: [&str; 2] = ["fleet", "jobs"];
-const ALL: [&str; 5] = ["fleet", "jobs", "fairness", "metering", "sockets"];
+const ALL: [&str; 7] = ["fleet", "jobs", "lists", "search", "fairness", "metering", "sockets"];
 
 /// A database server for the time of the benchmarks.
 pub struct Ground {
@@ -108,6 +110,8 @@ async fn measure(ground: &Ground, wanted: &[String]) -> anyhow::Result<()> {
             "jobs" => jobs::throughput(ground).await?,
             "fairness" => jobs::fairness(ground).await?,
             "metering" => metering::share(ground).await?,
+            "lists" => lists::run(ground).await?,
+            "search" => search::run(ground).await?,
             _ => sockets::idle(ground).await?,
         }
     }

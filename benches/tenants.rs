@@ -43,6 +43,11 @@ impl Tenant {
         Request::get("localhost", "/api/v1/projects", &self.head())
     }
 
+    /// A read of this path.
+    pub fn ask(&self, path: &str) -> Request {
+        Request::get("localhost", path, &self.head())
+    }
+
     pub fn get(&self) -> Request {
         Request::get("localhost", &format!("/api/v1/projects/{}", self.project), &self.head())
     }
@@ -57,7 +62,7 @@ impl Tenant {
         Request::post("localhost", "/api/v1/auth/login", "", &credentials)
     }
 
-    fn head(&self) -> String {
+    pub fn head(&self) -> String {
         format!("authorization: Bearer {}\r\nx-organization-id: {}\r\n", self.token, self.organization)
     }
 }

@@ -20,9 +20,9 @@ use crate::{
     billing,
     db::migrations,
     error::{Code, Error, Result},
-    events, flags,
+    events, exchange, files, flags,
     http::Json,
-    jobs, notifications, observability, operations, organizations, realtime,
+    jobs, notifications, observability, operations, organizations, realtime, search,
     tenancy::fleet,
     usage, webhooks, work,
 };
@@ -52,6 +52,19 @@ pub enum Tag {
     Projects,
     /// What there is to do.
     Tasks,
+    /// What is said about tasks.
+    Comments,
+    /// What is talked about in projects, and who has read it.
+    Messages,
+    /// What is on one's own plate, and where one is mentioned.
+    #[oai(rename = "My work")]
+    MyWork,
+    /// Finding what was written down.
+    Search,
+    /// Imports and exports of what the organization has, as files.
+    Exchange,
+    /// What is uploaded, downloaded and linked.
+    Files,
     /// Announcements, with the module `operations`.
     Updates,
     /// Programs that act for an organization.
@@ -83,6 +96,7 @@ fn service() -> OpenApiService<impl OpenApi, ()> {
         (
             accounts::AuthApi,
             accounts::ProfileApi,
+            accounts::AvatarApi,
             accounts::emails::EmailsApi,
             accounts::mfa::MfaApi,
             accounts::sessions::SessionsApi,
@@ -96,9 +110,20 @@ fn service() -> OpenApiService<impl OpenApi, ()> {
             organizations::invitations::InvitationsApi,
             organizations::domains::DomainsApi,
             organizations::modules::ModulesApi,
+            organizations::logo::LogoApi,
             organizations::api_keys::ApiKeysApi,
         ),
-        (audit::AuditApi, events::EventsApi, webhooks::WebhooksApi, realtime::RealtimeApi, flags::FlagsApi),
+        (
+            audit::AuditApi,
+            events::EventsApi,
+            events::ActivityApi,
+            webhooks::WebhooksApi,
+            realtime::RealtimeApi,
+            flags::FlagsApi,
+            files::FilesApi,
+            search::SearchApi,
+            exchange::ExchangeApi,
+        ),
         (
             notifications::NotificationsApi,
             notifications::NotificationSettingsApi,
@@ -114,7 +139,26 @@ fn service() -> OpenApiService<impl OpenApi, ()> {
             billing::AdminPlansApi,
             billing::AdminBillingApi,
         ),
-        (work::projects::ProjectsApi, work::tasks::TasksApi, operations::updates::UpdatesApi),
+        (
+            work::projects::ProjectsApi,
+            work::members::ProjectMembersApi,
+            work::summary::SummaryApi,
+            work::tasks::TasksApi,
+            work::dependencies::DependenciesApi,
+            work::board::BoardApi,
+            work::bulk::BulkApi,
+            work::activity::WorkActivityApi,
+            work::attachments::AttachmentsApi,
+            work::exchange::WorkExchangeApi,
+            (
+                work::comments::CommentsApi,
+                work::messages::MessagesApi,
+                work::reading::ReadingApi,
+                work::mentions::MentionsApi,
+                work::my_work::MyWorkApi,
+            ),
+        ),
+        operations::updates::UpdatesApi,
     );
     OpenApiService::new(apis, "Rowhouse", env!("CARGO_PKG_VERSION")).server(BASE).description(
         "The backend that a company picks instead of building its own: many organizations in one service, each in \
@@ -401,7 +445,9 @@ fn complete_operation(path: &str, method: &str, operation: &mut Value) {
         );
     }
     let one_object = path.ends_with('}')
-        || ["/settings", "/plan", "/preferences", "/sms-number"].iter().any(|end| path.ends_with(end))
+        || ["/settings", "/plan", "/preferences", "/sms-number", "/avatar", "/logo", "/messages/read"]
+            .iter()
+            .any(|end| path.ends_with(end))
         || path == "/auth/user";
     let changes_one = one_object && matches!(method, "put" | "patch" | "delete");
     if changes_one {
@@ -456,7 +502,12 @@ fn complete_operation(path: &str, method: &str, operation: &mut Value) {
         }
         "preview_invitation" => vec![Code::NotFound],
         "create_invitation" | "resend_invitation" => vec![Code::EmailNotVerified, Code::PlanLimit],
-        "set_sms_number" => vec![Code::PlanLimit],
+        "set_sms_number" | "upload_file" => vec![Code::PlanLimit],
+        "download_file" => vec![Code::RangeNotSatisfiable],
+        "download_by_link" => {
+            vec![Code::RangeNotSatisfiable, Code::PermissionDenied, Code::TenantSuspended]
+        }
+        "download_thumbnail" => vec![Code::Conflict],
         _ => Vec::new(),
     });
     if has_body {

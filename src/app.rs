@@ -24,6 +24,8 @@ use crate::{
     config::Config,
     db::Db,
     events::{self, TrimLogs},
+    exchange::{self, RunExport, RunImports, TrimExchange},
+    files::{self, CollectFiles, CollectStrays, MakeThumbnail, RemoveObjects, Store},
     jobs::{
         self, Kinds,
         schedules::{self, Schedule, Scheduled},
@@ -38,6 +40,7 @@ use crate::{
     organizations::modules::ChangeModule,
     outbound::Outbound,
     realtime::{self, Hub},
+    search::Source,
     tenancy::{
         Directory,
         fleet::{self, backups::BackUp, erase::EraseOrganization},
@@ -75,10 +78,24 @@ fn kinds() -> Kinds {
         .with::<BackUp>()
         .with::<EraseOrganization>()
         .with::<ChangeModule>()
+        .with::<RemoveObjects>()
+        .with::<MakeThumbnail>()
+        .with::<CollectFiles>()
+        .with::<CollectStrays>()
+        .with::<RunImports>()
+        .with::<RunExport>()
+        .with::<TrimExchange>()
 }
 
 /// What members are told of events: the platform's rules and each module's.
 const NOTICE_RULES: &[Rule] = &[notifications::rules::notices, work::notices::notices];
+
+/// What can be searched, by module.
+const SEARCHES: &[Source] =
+    &[work::search::PROJECTS, work::search::TASKS, work::search::COMMENTS, work::search::MESSAGES];
+
+/// What can be imported and exported.
+const EXCHANGES: &[exchange::Kind] = &[work::exchange::PROJECTS, work::exchange::TASKS];
 
 /// What modules have of that which plans limit, as expressions that count it in an organization's schema.
 const COUNTS: &[(Resource, &str)] = &[(Resource::Projects, work::projects::COUNT)];
@@ -125,6 +142,18 @@ const SCHEDULES: &[Schedule] = &[
         run: |app| Box::pin(async move { events::begin_trimming(&app).await }),
     },
     Schedule {
+        name: "collect-files",
+        cron: "30 2 * * *",
+        about: "Remove files that nothing names, and objects that no file tells of",
+        run: |app| Box::pin(async move { files::begin_collecting(&app).await }),
+    },
+    Schedule {
+        name: "trim-exchange",
+        cron: "40 3 * * *",
+        about: "Forget imports and exports of more than 90 days ago",
+        run: |app| Box::pin(async move { exchange::begin_trimming(&app).await }),
+    },
+    Schedule {
         name: "tenant-backups",
         cron: "0 1 * * *",
         about: "Write an archive of each organization, where there is a folder for them",
@@ -165,6 +194,7 @@ pub struct App {
     pub mailer: Mailer,
     pub activity: Activity,
     pub outbound: Outbound,
+    pub files: Store,
     pub channels: Channels,
     pub hub: Hub,
     pub meter: Meter,
@@ -203,6 +233,7 @@ impl App {
             mailer: Mailer::new(&config.mail)?,
             activity: Activity::default(),
             outbound: Outbound::new(config.tenancy.dns_server, config.webhooks.allow_loopback)?,
+            files: Store::new(&config.files)?,
             channels: Channels::new(&config.notifications)?,
             hub: Hub::default(),
             meter: Meter::default(),
@@ -222,6 +253,15 @@ impl App {
 
     pub fn notice_rules(&self) -> &'static [Rule] {
         NOTICE_RULES
+    }
+
+    pub fn searches(&self) -> &'static [Source] {
+        SEARCHES
+    }
+
+    /// What modules import and export.
+    pub fn exchanges(&self) -> &'static [exchange::Kind] {
+        EXCHANGES
     }
 
     /// How a module counts what plans limit; `None` where none does.

@@ -46,6 +46,8 @@ pub struct Config {
     #[config(nested)]
     pub backups: BackupsConfig,
     #[config(nested)]
+    pub files: FilesConfig,
+    #[config(nested)]
     pub log: LogConfig,
 }
 
@@ -108,6 +110,10 @@ pub struct HttpConfig {
     /// Seconds that requests under way may take to finish when the service stops.
     #[config(env = "HTTP_SHUTDOWN_SECONDS", default = 30)]
     pub shutdown_seconds: u64,
+    /// Where this service is reached from outside, for the addresses of pictures: https://api.example.com.
+    /// The web application's address (mail.app_url) where it is absent.
+    #[config(env = "HTTP_PUBLIC_URL")]
+    pub public_url: Option<String>,
 }
 
 /// Passwords, tokens and the key that seals what must not be read from a backup.
@@ -325,6 +331,48 @@ pub struct BackupsConfig {
     /// Days that they are kept.
     #[config(env = "BACKUPS_KEEP_DAYS", default = 30)]
     pub keep_days: u32,
+    /// Whether they hold what files hold: attachments and the like. Every night all of it is written anew; versions
+    /// of the bucket are the better tool.
+    #[config(env = "BACKUPS_FILES", default = false)]
+    pub files: bool,
+}
+
+/// Where uploaded and exported files lie: in a folder or in S3. Without either nothing can be uploaded.
+#[derive(Clone, Debug, Confique)]
+pub struct FilesConfig {
+    /// Folder that all instances and workers share.
+    #[config(env = "FILES_FOLDER")]
+    pub folder: Option<PathBuf>,
+    /// Bucket, instead of a folder.
+    #[config(env = "FILES_S3_BUCKET")]
+    pub s3_bucket: Option<String>,
+    /// Where S3 is, if it is not Amazon's: https://s3.example.com
+    #[config(env = "FILES_S3_ENDPOINT")]
+    pub s3_endpoint: Option<String>,
+    /// The bucket's region.
+    #[config(env = "FILES_S3_REGION", default = "us-east-1")]
+    pub s3_region: String,
+    /// Key and secret; without them, the role of the machine or of the pod.
+    #[config(env = "FILES_S3_ACCESS_KEY")]
+    pub s3_access_key: Option<String>,
+    #[config(env = "FILES_S3_SECRET_KEY")]
+    pub s3_secret_key: Option<SecretString>,
+    /// What all paths in the bucket begin with.
+    #[config(env = "FILES_S3_PREFIX", default = "")]
+    pub s3_prefix: String,
+    /// Whether the bucket is named in the path; otherwise it is in the host, and in s3_endpoint too.
+    #[config(env = "FILES_S3_PATH_STYLE", default = true)]
+    pub s3_path_style: bool,
+    /// The largest file in bytes.
+    #[config(env = "FILES_MAX_BYTES", default = 5368709120u64)]
+    pub max_bytes: u64,
+    /// Uploads that one process takes at the same time, each with up to 18 MiB of memory; an organization has a quarter
+    /// of them at most.
+    #[config(env = "FILES_UPLOADS_AT_ONCE", default = 32)]
+    pub uploads_at_once: usize,
+    /// Minutes that a link to a file is good for, where nobody asks for another time.
+    #[config(env = "FILES_LINK_MINUTES", default = 15)]
+    pub link_minutes: u32,
 }
 
 /// What is written to standard error.
@@ -402,6 +450,7 @@ impl Config {
                 self.retention.usage_months
             );
         }
+        self.files.check()?;
         self.auth.secret_key_bytes()?;
         Ok(())
     }
@@ -427,6 +476,7 @@ impl Config {
             stripe,
             retention,
             backups,
+            files,
             log,
         } = self;
         let secret = |set: bool| if set { "********" } else { "" };
@@ -464,6 +514,7 @@ impl Config {
                 ("body_limit", http.body_limit.to_string()),
                 ("request_timeout_seconds", http.request_timeout_seconds.to_string()),
                 ("shutdown_seconds", http.shutdown_seconds.to_string()),
+                ("public_url", quoted(&http.public_url.as_deref().unwrap_or_default())),
             ],
         );
         section(
@@ -565,6 +616,22 @@ impl Config {
             &[
                 ("folder", quoted(&backups.folder.as_deref().unwrap_or(Path::new("")).display())),
                 ("keep_days", backups.keep_days.to_string()),
+                ("files", backups.files.to_string()),
+            ],
+        );
+        section(
+            "files",
+            &[
+                ("folder", quoted(&files.folder.as_deref().unwrap_or(Path::new("")).display())),
+                ("s3_bucket", quoted(&files.s3_bucket.as_deref().unwrap_or_default())),
+                ("s3_endpoint", quoted(&files.s3_endpoint.as_deref().unwrap_or_default())),
+                ("s3_region", quoted(&files.s3_region)),
+                ("s3_access_key", quoted(&files.s3_access_key.as_deref().unwrap_or_default())),
+                ("s3_secret_key", quoted(&secret(files.s3_secret_key.is_some()))),
+                ("s3_prefix", quoted(&files.s3_prefix)),
+                ("s3_path_style", files.s3_path_style.to_string()),
+                ("max_bytes", files.max_bytes.to_string()),
+                ("link_minutes", files.link_minutes.to_string()),
             ],
         );
         section("log", &[("level", quoted(&log.level)), ("format", quoted(&log.format))]);
@@ -586,6 +653,42 @@ fn with_variable(told: &str) -> String {
     match variable {
         Some(variable) => format!("{told} (set {variable}, or {path} in the file)"),
         None => told.to_owned(),
+    }
+}
+
+impl FilesConfig {
+    fn check(&self) -> anyhow::Result<()> {
+        if self.folder.is_some() && self.s3_bucket.is_some() {
+            bail!(
+                "files.folder (FILES_FOLDER) and files.s3_bucket (FILES_S3_BUCKET) are both set; choose one"
+            );
+        }
+        if self.s3_access_key.is_some() != self.s3_secret_key.is_some() {
+            bail!(
+                "files.s3_access_key (FILES_S3_ACCESS_KEY) and files.s3_secret_key (FILES_S3_SECRET_KEY) are given \
+                 together or not at all"
+            );
+        }
+        if let Some(endpoint) = &self.s3_endpoint
+            && !["http://", "https://"].iter().any(|scheme| endpoint.starts_with(scheme))
+        {
+            bail!("files.s3_endpoint (FILES_S3_ENDPOINT) is {endpoint:?}; it takes https://host");
+        }
+        // What is larger S3 does not copy in one go, and a clone of an organization copies its files.
+        let most: u64 = if self.s3_bucket.is_some() { 5 << 30 } else { 50_000_000_000 };
+        if !(1..=most).contains(&self.max_bytes) {
+            bail!("files.max_bytes (FILES_MAX_BYTES) is {}; it takes 1 to {most}", self.max_bytes);
+        }
+        if !(1..=10_000).contains(&self.uploads_at_once) {
+            bail!(
+                "files.uploads_at_once (FILES_UPLOADS_AT_ONCE) is {}; it takes 1 to 10000",
+                self.uploads_at_once
+            );
+        }
+        if !(1..=10_080).contains(&self.link_minutes) {
+            bail!("files.link_minutes (FILES_LINK_MINUTES) is {}; it takes 1 to 10080", self.link_minutes);
+        }
+        Ok(())
     }
 }
 

@@ -72,6 +72,7 @@ codes! {
     PreconditionFailed = 412 "PRECONDITION_FAILED", "The object has changed since `If-Match` was read.";
     PayloadTooLarge = 413 "PAYLOAD_TOO_LARGE", "The body is over the limit.";
     UnsupportedMediaType = 415 "UNSUPPORTED_MEDIA_TYPE", "The body is not `application/json`.";
+    RangeNotSatisfiable = 416 "RANGE_NOT_SATISFIABLE", "The file has no such part; `Content-Range` says how long it is.";
     AccountLocked = 423 "ACCOUNT_LOCKED", "Too many failed attempts; see `Retry-After`.";
     RateLimit = 429 "RATE_LIMIT", "Too many requests; see `Retry-After`, `RateLimit` and `RateLimit-Policy`.";
     Server = 500 "SERVER_ERROR", "Our fault; the request id finds it in the log.";
@@ -191,8 +192,31 @@ impl Error {
         self
     }
 
+    /// The same error, about this field, also where it named none.
+    pub fn about(mut self, field: &str) -> Self {
+        let message = self.0.message.clone();
+        self.0.fields = vec![FieldError { field: field.into(), code: "invalid".into(), message }];
+        self
+    }
+
+    /// The same error, about a part of the request: `due_date` becomes `change.due_date`.
+    pub fn below(mut self, part: &str) -> Self {
+        self.0.fields.iter_mut().for_each(|error| error.field = format!("{part}.{}", error.field));
+        self
+    }
+
     pub fn code(&self) -> Code {
         self.0.code
+    }
+
+    /// What people are told.
+    pub fn message(&self) -> &str {
+        &self.0.message
+    }
+
+    /// The fields at fault.
+    pub fn fields(&self) -> &[FieldError] {
+        &self.0.fields
     }
 
     /// The database's code for what went wrong, where it was the database that said so.

@@ -21,7 +21,7 @@ use crate::{
     db::{Row, Select, Tx},
     error::{Code, Error, Result},
     http::{Body, IfMatch, Json, NoContent, Single, Versioned},
-    page::{Page, Paging},
+    page::{ListCursor, Order, Page, Paging},
     types::{Country, EXAMPLE_ID, Slug, Text, example, example_time},
 };
 
@@ -176,12 +176,14 @@ impl FlagsApi {
         who: Superuser,
         page: Query<Option<u32>>,
         page_size: Query<Option<u32>>,
+        cursor: Query<Option<ListCursor>>,
     ) -> Result<Json<Page<FeatureFlag>>> {
-        let paging = Paging::new(page.0, page_size.0)?;
+        let paging = Paging::new(page.0, page_size.0, cursor.0)?;
         let tx = who.0.app.db.begin().await?;
         let select = Select::new(COLUMNS, "platform.feature_flags");
-        let (rows, total) = select.page(&tx, "key", paging).await?;
-        Ok(Json(paging.answer(rows.iter().map(from_row).collect::<Result<_>>()?, total)))
+        let page =
+            select.page(&tx, &Order::up("key", "text", "key").with_text_id(), &paging, from_row).await?;
+        Ok(Json(page))
     }
 
     /// Make or change a feature flag.

@@ -5,10 +5,11 @@
 
 use std::str::FromStr;
 
-use chrono::{Datelike, NaiveDate};
+use chrono::{DateTime, Datelike, NaiveDate, Utc};
 use poem_openapi::{Object, types::MaybeUndefined};
 use rust_decimal::Decimal;
 use serde::{Deserialize, Serialize};
+use uuid::{Timestamp, Uuid};
 
 use crate::error::Error;
 
@@ -418,6 +419,15 @@ impl AsRef<str> for Amount {
 text!([] Amount, string_schema(None, Some(r"^-?\d{1,15}(\.\d{1,4})?$"), 1, 21));
 text_serialize!([] Amount);
 
+/// An id for what is made at this time: ids sort as their times do, to the microsecond, and those of one time by
+/// `n`, which is below 2^18.
+pub fn id_at(at: DateTime<Utc>, n: usize) -> Uuid {
+    let (seconds, nanos) = (at.timestamp().max(0) as u64, at.timestamp_subsec_nanos());
+    let fraction = u128::from(nanos % 1_000_000) * 4096 / 1_000_000;
+    let counter = fraction << 18 | (n as u128 & 0x3_ffff);
+    Uuid::new_v7(Timestamp::from_unix_time(seconds, nanos, counter, 30))
+}
+
 /// Refuses dates that cannot be written as RFC 3339 does, in four digits of a year.
 pub fn check_year(field: &str, date: Option<NaiveDate>) -> Result<(), Error> {
     match date {
@@ -545,7 +555,7 @@ pub(crate) fn example<T: FromStr<Err = String>>(text: &str) -> T {
 }
 
 /// A fixed id for examples.
-pub(crate) const EXAMPLE_ID: uuid::Uuid = uuid::Uuid::from_u128(0x0190_b6a1_7c1e_7000_8000_0000_0000_0001);
+pub(crate) const EXAMPLE_ID: Uuid = Uuid::from_u128(0x0190_b6a1_7c1e_7000_8000_0000_0000_0001);
 
 /// A fixed time for examples.
 pub(crate) fn example_time() -> chrono::DateTime<chrono::Utc> {
@@ -578,6 +588,17 @@ mod tests {
         {
             assert!(bad.parse::<Email>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn ids_sort_as_their_times_do() {
+        let at = |micros: i64| DateTime::from_timestamp_micros(1_767_225_600_000_000 + micros).unwrap();
+        let ids: Vec<Uuid> =
+            [(0, 0), (0, 1), (0, 9_999), (1, 0), (2, 0), (999, 5), (1000, 0), (1_000_000, 0)]
+                .map(|(micros, n)| id_at(at(micros), n))
+                .into();
+        assert!(ids.is_sorted(), "{ids:?}");
+        assert_ne!(id_at(at(0), 0), id_at(at(0), 0));
     }
 
     #[test]

@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::support::{
-    Answer, PASSWORD, Team, TestApp, on_the_servers_runtime, receiver::Receiver, smtp, within,
+    Answer, Client, PASSWORD, Team, TestApp, on_the_servers_runtime, receiver::Receiver, smtp, within,
 };
 
 const SECRET_KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
@@ -390,8 +390,11 @@ async fn an_archive_of_an_older_version_is_brought_up_to_this_one() {
     let team = app.team().await;
     team.project("Old").await;
     let schema = schema(&app, &team.id).await;
-    app.sql(&format!("drop table {schema}.task_assignees, {schema}.tasks")).await;
     let set = base_sets().into_iter().find(|set| set.module == "work").unwrap();
+    let first = set.upto(1).tables();
+    let later = set.tables().into_iter().filter(|table| !first.contains(table));
+    let later: Vec<String> = later.map(|table| format!("{schema}.{table}")).collect();
+    app.sql(&format!("drop table {} cascade", later.join(", "))).await;
     app.sql(&format!(
         "update platform.tenant_schema_modules set version = 1, checksum = '{}' where module = 'work' \
          and schema_id = (select schema_id from platform.organizations where id = '{}')",
@@ -926,6 +929,336 @@ async fn a_schema_that_is_not_as_it_was_built_is_not_cloned_in_part() {
     fails(rowhouse(&app, &args), "is deleted");
     team.owner.post(&team.path("/restore"), json!({})).await.expect(200);
     works(rowhouse(&app, &args));
+}
+
+/// A server that has a place for files.
+fn with_files(folder: &Folder) -> TestApp {
+    let place = folder.0.join("files");
+    TestApp::with(move |config| config.files.folder = Some(place))
+}
+
+/// The command line of that server.
+fn with_the_files(app: &TestApp, folder: &Folder, args: &[&str]) -> Output {
+    command(&app.database(), args).env("FILES_FOLDER", folder.0.join("files")).output().unwrap()
+}
+
+/// Where a file's bytes are.
+fn object(folder: &Folder, organization: &str, file: &Value) -> PathBuf {
+    folder.0.join("files/organizations").join(organization).join(file["id"].as_str().unwrap())
+}
+
+/// A file that hangs on a task.
+async fn attached(team: &Team, task: &Value, name: &str, bytes: Vec<u8>) -> Value {
+    let path = format!("/files?name={name}");
+    let upload = team.owner.raw(reqwest::Method::POST, &path, "text/plain", bytes);
+    let file = upload.await.expect(201);
+    let path = format!("/tasks/{}/attachments", task["id"].as_str().unwrap());
+    team.owner.post(&path, json!({"file_id": file["id"]})).await.expect(201)["file"].clone()
+}
+
+fn picture() -> Vec<u8> {
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    image::RgbImage::new(400, 300).write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+    bytes.into_inner()
+}
+
+/// What is read of a file; `None` where it cannot be.
+async fn read(client: &Client, file: &Value) -> Option<Vec<u8>> {
+    let path = format!("/files/{}/content", file["id"].as_str().unwrap());
+    let response = client.request(reqwest::Method::GET, &path).send().await.unwrap();
+    match response.status().as_u16() {
+        200 => Some(response.bytes().await.unwrap().to_vec()),
+        404 => None,
+        other => panic!("{other}: {}", response.text().await.unwrap()),
+    }
+}
+
+async fn has_thumbnail(team: &Team, file: &Value) {
+    let path = format!("/files/{}", file["id"].as_str().unwrap());
+    within(20, "a small picture", || async { team.owner.get(&path).await.json()["thumbnail"] == "ready" })
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_go_out_with_an_archive_and_come_back_with_it() {
+    let folder = Folder::new();
+    let app = with_files(&folder);
+    let team = app.team().await;
+    let task = team.task(&team.project("Home").await, "Paint").await;
+    let long: Vec<u8> = (0..9_000_000_u32).map(|n| (n % 251) as u8).collect();
+    let (text, image) = (
+        attached(&team, &task, "long.txt", long.clone()).await,
+        attached(&team, &task, "a.png", picture()).await,
+    );
+    has_thumbnail(&team, &image).await;
+    let archive = folder.at("with-files.tar.gz");
+    let rowhouse = |args: &[&str]| with_the_files(&app, &folder, args);
+    let said = works(rowhouse(&["tenant", "export", &team.slug, "--to", &archive]));
+    assert!(said.contains("2 files") && !said.contains("without"), "{said}");
+    let entries = unpack(&archive);
+    let of = |file: &Value, end: &str| {
+        let path = format!("files/{}{end}", file["id"].as_str().unwrap());
+        entries.iter().find(|(name, _)| *name == path).map(|(_, bytes)| bytes.clone())
+    };
+    assert_eq!(of(&text, ""), Some(long.clone()));
+    assert_eq!(of(&image, ""), Some(picture()));
+    assert!(of(&image, ".thumbnail").is_some() && of(&text, ".thumbnail").is_none());
+
+    // Removed for good, and put back.
+    team.owner.delete(&format!("/tasks/{}", task["id"].as_str().unwrap())).await.expect(204);
+    within(10, "they are deleted", || async {
+        !object(&folder, &team.id, &text).exists() && !object(&folder, &team.id, &image).exists()
+    })
+    .await;
+    works(rowhouse(&["tenant", "restore", &team.slug, "--to", &archive]));
+    assert_eq!(read(&team.owner, &text).await, Some(long.clone()));
+    assert_eq!(read(&team.owner, &image).await, Some(picture()));
+    let small = format!("/files/{}/thumbnail", image["id"].as_str().unwrap());
+    assert_eq!(team.owner.get(&small).await.status, 200);
+
+    // Another organization of it has files of its own.
+    works(rowhouse(&["tenant", "import", &archive, "--slug", "with-files"]));
+    let other = id_of(&app, "with-files").await;
+    let owner = team.founder.client.within(&other);
+    assert_eq!(read(&owner, &text).await, Some(long.clone()));
+    assert_eq!(owner.get(&small).await.status, 200);
+    let certificate = works(rowhouse(&["tenant", "erase", &team.slug, "--confirm", &team.slug]));
+    assert!(certificate.contains("\"objects\": 3"), "{certificate}");
+    let left = fs::read_dir(folder.0.join("files/organizations").join(&team.id));
+    assert!(left.map_or(0, Iterator::count) == 0);
+    assert_eq!(read(&owner, &text).await, Some(long.clone()));
+    // And once more under the old name.
+    works(rowhouse(&["tenant", "import", &archive]));
+    assert_eq!(read(&team.owner, &text).await, Some(long));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_has_files_of_its_own() {
+    let folder = Folder::new();
+    let app = with_files(&folder);
+    let team = app.team().await;
+    let task = team.task(&team.project("Home").await, "Paint").await;
+    let file = attached(&team, &task, "a.png", picture()).await;
+    has_thumbnail(&team, &file).await;
+    let upload = team.owner.raw(reqwest::Method::POST, "/files?name=logo.png", "image/png", picture());
+    let logo = json!({"file_id": upload.await.expect(201)["id"]});
+    Answer::of(team.owner.request(reqwest::Method::PUT, &team.path("/logo")).json(&logo)).await.expect(200);
+    let at = |slug: &str| {
+        let (client, path) = (app.anonymous(), format!("/logos/{slug}"));
+        async move { client.get(&path).await.status == 200 }
+    };
+    within(20, "the logo", || at(&team.slug)).await;
+    works(with_the_files(&app, &folder, &["tenant", "clone", &team.slug, "--slug", "copy-of-files"]));
+    let owner = team.founder.client.within(&id_of(&app, "copy-of-files").await);
+    team.owner.delete(&format!("/tasks/{}", task["id"].as_str().unwrap())).await.expect(204);
+    within(10, "the original is deleted", || async { !object(&folder, &team.id, &file).exists() }).await;
+    assert_eq!(read(&owner, &file).await, Some(picture()));
+    assert_eq!(owner.get(&format!("/files/{}/thumbnail", file["id"].as_str().unwrap())).await.status, 200);
+    assert!(at("copy-of-files").await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_of_an_archive_are_judged_like_everything_in_it() {
+    let folder = Folder::new();
+    let app = with_files(&folder);
+    let team = app.team().await;
+    let task = team.task(&team.project("Home").await, "Paint").await;
+    let file = attached(&team, &task, "a.txt", b"What was uploaded".to_vec()).await;
+    let (whole, changed) = (folder.at("whole.tar.gz"), folder.at("changed.tar.gz"));
+    let rowhouse = |args: &[&str]| with_the_files(&app, &folder, args);
+    works(rowhouse(&["tenant", "export", &team.slug, "--to", &whole]));
+    let entries = unpack(&whole);
+    let place = entries.iter().position(|(path, _)| path.starts_with("files/")).unwrap();
+    let manifest = entries.iter().position(|(path, _)| path == "manifest.json").unwrap();
+    let import = |because: &str| {
+        fails(rowhouse(&["tenant", "import", &changed, "--slug", "judged", "--unsealed"]), because);
+    };
+    let pack_with = |change: &dyn Fn(&mut Entries)| {
+        let mut entries = entries.clone();
+        change(&mut entries);
+        pack(&changed, &entries);
+    };
+    pack_with(&|entries| entries[place].1[0] ^= 1);
+    import("is not what its manifest says");
+    pack_with(&|entries| drop(entries.remove(place)));
+    import("The archive lacks");
+    pack_with(&|entries| entries[place].0 = "files/../../outside".into());
+    import("which archives do not");
+    let stranger = format!("files/{}", Uuid::now_v7());
+    pack_with(&|entries| entries.insert(place, (stranger.clone(), b"x".to_vec())));
+    import("should be");
+    // Whoever rewrites the manifest too cannot bring what no row tells of, or something else than it tells.
+    let rewritten = |change: &dyn Fn(&mut Entries, &mut Value)| {
+        pack_with(&|entries| {
+            let mut said: Value = serde_json::from_slice(&entries[manifest].1).unwrap();
+            change(entries, &mut said);
+            let at = entries.iter().position(|(path, _)| path == "manifest.json").unwrap();
+            entries[at].1 = serde_json::to_vec(&said).unwrap();
+        });
+    };
+    rewritten(&|entries, said| {
+        entries[place].0 = stranger.clone();
+        said["entries"][place]["path"] = json!(stranger);
+    });
+    import("which no row of it tells of");
+    assert_eq!(app.number("select count(*) from platform.organizations where slug = 'judged'").await, 0);
+    rewritten(&|entries, said| {
+        entries[place].1 = b"What was smuggled".to_vec();
+        said["entries"][place]["sha256"] = json!(hex(&sha256(b"What was smuggled")));
+    });
+    let said = works(rowhouse(&["tenant", "import", &changed, "--slug", "judged", "--unsealed"]));
+    assert!(said.contains("neither in the archive nor in the store"), "{said}");
+    let owner = team.founder.client.within(&id_of(&app, "judged").await);
+    assert_eq!(read(&owner, &file).await, None);
+    assert_eq!(read(&team.owner, &file).await, Some(b"What was uploaded".to_vec()));
+    // What is there is what it was, whatever an archive says of it.
+    let sha = |content: &[u8]| hex(&sha256(content));
+    rewritten(&|entries, said| {
+        let table =
+            entries.iter().position(|(path, _)| path.contains("/files/") && path.starts_with("data/"));
+        let table = table.unwrap();
+        let rows = String::from_utf8(entries[table].1.clone()).unwrap();
+        let rows = rows.replace(&sha(b"What was uploaded"), &sha(b"What was smuggled"));
+        entries[table].1 = rows.into_bytes();
+        said["entries"][table]["sha256"] = json!(sha(&entries[table].1));
+    });
+    let restore = ["tenant", "restore", &team.slug, "--to", &changed, "--unsealed"];
+    fails(rowhouse(&restore), "is another one here than in the archive");
+    assert_eq!(read(&team.owner, &file).await, Some(b"What was uploaded".to_vec()));
+    // Nowhere to put them.
+    let nowhere = self::rowhouse(&app, &["tenant", "import", &whole, "--slug", "no-place"]);
+    fails(nowhere, "there is no place for them here");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_store_has_lost_is_told_and_keeps_nothing_from_being_saved() {
+    let folder = Folder::new();
+    let app = with_files(&folder);
+    let team = app.team().await;
+    let task = team.task(&team.project("Home").await, "Paint").await;
+    let (lost, cut, there) = (
+        attached(&team, &task, "lost.txt", b"Lost".to_vec()).await,
+        attached(&team, &task, "cut.txt", b"Cut off".to_vec()).await,
+        attached(&team, &task, "there.txt", b"There".to_vec()).await,
+    );
+    let archive = folder.at("lost.tar.gz");
+    let rowhouse = |args: &[&str]| with_the_files(&app, &folder, args);
+    // Without what they hold, they are there as long as the store has them.
+    works(rowhouse(&["tenant", "export", &team.slug, "--to", &archive, "--without-files"]));
+    assert!(unpack(&archive).iter().all(|(path, _)| !path.starts_with("files/")));
+    let said = works(rowhouse(&["tenant", "restore", &team.slug, "--to", &archive]));
+    assert!(!said.contains("without"), "{said}");
+    assert_eq!(read(&team.owner, &lost).await, Some(b"Lost".to_vec()));
+
+    fs::remove_file(object(&folder, &team.id, &lost)).unwrap();
+    fs::write(object(&folder, &team.id, &cut), "Cut").unwrap();
+    let said = works(rowhouse(&["tenant", "restore", &team.slug, "--to", &archive]));
+    assert!(
+        said.contains(lost["id"].as_str().unwrap()) && said.contains(cut["id"].as_str().unwrap()),
+        "{said}"
+    );
+    let said = works(rowhouse(&["tenant", "export", &team.slug, "--to", &archive, "--force"]));
+    assert!(said.contains("1 files") && said.contains("which is not in the store"), "{said}");
+    assert!(said.contains("another size"), "{said}");
+    let entries = unpack(&archive);
+    let manifest = entries.iter().find(|(path, _)| path == "manifest.json").unwrap();
+    assert!(String::from_utf8_lossy(&manifest.1).contains("which is not in the store"));
+    works(rowhouse(&["tenant", "import", &archive, "--slug", "lost-some"]));
+    let owner = team.founder.client.within(&id_of(&app, "lost-some").await);
+    assert_eq!(read(&owner, &there).await, Some(b"There".to_vec()));
+    assert_eq!(read(&owner, &lost).await, None);
+    // Where no place for files is set, everything else is saved.
+    let said = works(self::rowhouse(&app, &["tenant", "export", &team.slug, "--to", &archive, "--force"]));
+    assert!(said.contains("3 files: no place for files is configured here"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_deleted_after_a_restore_is_there_for_what_was_before() {
+    let folder = Folder::new();
+    let app = with_files(&folder);
+    let team = app.team().await;
+    let task = team.task(&team.project("Home").await, "Paint").await;
+    let file = attached(&team, &task, "kept.txt", b"Kept".to_vec()).await;
+    let archive = folder.at("kept.tar.gz");
+    let rowhouse = |args: &[&str]| with_the_files(&app, &folder, args);
+    works(rowhouse(&["tenant", "export", &team.slug, "--to", &archive]));
+    works(rowhouse(&["tenant", "restore", &team.slug, "--to", &archive]));
+    team.owner.delete(&format!("/tasks/{}", task["id"].as_str().unwrap())).await.expect(204);
+    let jobs = format!(
+        "select count(*) from platform.jobs where kind = 'remove_objects' and organization_id = '{}'",
+        team.id
+    );
+    within(10, "the job is done", || async { app.number(&jobs).await == 0 }).await;
+    assert_eq!(read(&team.owner, &file).await, None);
+    works(rowhouse(&["tenant", "restore", &team.slug, "--to", "previous"]));
+    assert_eq!(read(&team.owner, &file).await, Some(b"Kept".to_vec()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn small_pictures_that_were_not_made_yet_are_made_where_the_files_come() {
+    let folder = Folder::new();
+    let app = with_files(&folder);
+    let team = app.team().await;
+    let task = team.task(&team.project("Home").await, "Paint").await;
+    let image = attached(&team, &task, "a.png", picture()).await;
+    has_thumbnail(&team, &image).await;
+    // As if the job had not come to it.
+    let living = schema(&app, &team.id).await;
+    app.sql(&format!("update {living}.files set thumbnail = 'pending'")).await;
+    let archive = folder.at("pending.tar.gz");
+    let rowhouse = |args: &[&str]| with_the_files(&app, &folder, args);
+    works(rowhouse(&["tenant", "export", &team.slug, "--to", &archive]));
+    works(rowhouse(&["tenant", "restore", &team.slug, "--to", &archive]));
+    has_thumbnail(&team, &image).await;
+    app.sql(&format!("update {}.files set thumbnail = 'pending'", schema(&app, &team.id).await)).await;
+    works(rowhouse(&["tenant", "import", &archive, "--slug", "pending-in"]));
+    works(rowhouse(&["tenant", "clone", &team.slug, "--slug", "pending-too"]));
+    for slug in ["pending-in", "pending-too"] {
+        let owner = team.founder.client.within(&id_of(&app, slug).await);
+        let path = format!("/files/{}", image["id"].as_str().unwrap());
+        within(20, slug, || async { owner.get(&path).await.json()["thumbnail"] == "ready" }).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_logo_of_another_time_is_nobodys_after_a_restore() {
+    let folder = Folder::new();
+    let app = with_files(&folder);
+    let team = app.team().await;
+    let set = async || {
+        let file = team.owner.raw(reqwest::Method::POST, "/files?name=logo.png", "image/png", picture());
+        let file = file.await.expect(201);
+        let logo = team.owner.request(reqwest::Method::PUT, &team.path("/logo"));
+        Answer::of(logo.json(&json!({"file_id": file["id"]}))).await.expect(200);
+        file
+    };
+    let old = set().await;
+    let archive = folder.at("logo.tar.gz");
+    let rowhouse = |args: &[&str]| with_the_files(&app, &folder, args);
+    works(rowhouse(&["tenant", "export", &team.slug, "--to", &archive]));
+    let new = set().await;
+    works(rowhouse(&["tenant", "restore", &team.slug, "--to", &archive]));
+    let path = |file: &Value| format!("/files/{}", file["id"].as_str().unwrap());
+    team.owner.get(&path(&old)).await.refused(404, "NOT_FOUND");
+    let kept = team.owner.get(&path(&new)).await.expect(200);
+    assert_eq!((&kept["purpose"], &kept["expires_at"]), (&json!("logo"), &Value::Null));
+    assert_eq!(app.anonymous().get(&format!("/logos/{}", team.slug)).await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_there_before_a_restore_still_has_its_files() {
+    let folder = Folder::new();
+    let app = with_files(&folder);
+    let team = app.team().await;
+    let task = team.task(&team.project("Home").await, "Paint").await;
+    let archive = folder.at("before.tar.gz");
+    let rowhouse = |args: &[&str]| with_the_files(&app, &folder, args);
+    works(rowhouse(&["tenant", "export", &team.slug, "--to", &archive]));
+    let file = attached(&team, &task, "after.txt", b"After it".to_vec()).await;
+    works(rowhouse(&["tenant", "restore", &team.slug, "--to", &archive]));
+    assert_eq!(read(&team.owner, &file).await, None);
+    works(rowhouse(&["tenant", "restore", &team.slug, "--to", "previous"]));
+    assert_eq!(read(&team.owner, &file).await, Some(b"After it".to_vec()));
 }
 
 /// A table that is added to `platform` must say what becomes of it.

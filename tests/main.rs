@@ -1,28 +1,40 @@
 //! The tests talk HTTP to a real server over a real database, both started here and gone with the
 //! process. A missing Postgres or Redis is a failure, not a skip.
 
+mod activity;
 mod api_keys;
 mod archives;
+mod attachments;
 mod audit;
 mod auth;
+mod avatars;
 mod bad_input;
 mod billing;
+mod boards;
 mod commands;
+mod comments;
 mod crash;
+mod dependencies;
 mod domains;
 mod emails;
 mod events;
+mod exports;
+mod files;
 mod guards;
 mod hot_path;
 mod http_ground;
+mod imports;
 mod invitations;
 mod isolation;
 mod jobs;
 mod limits;
+mod lists;
 mod members;
+mod messages;
 mod mfa;
 mod migrations;
 mod modules;
+mod my_work;
 mod notifications;
 mod organizations;
 mod plan_limits;
@@ -30,6 +42,7 @@ mod probe;
 mod projects;
 mod readme;
 mod realtime;
+mod search;
 mod servers;
 mod sessions;
 mod staff;

@@ -114,24 +114,27 @@ impl Fleet {
         self.migrate(sets, &Options::default()).await.unwrap()
     }
 
-    /// As before the second migration of module work.
-    async fn without_tasks(&self) {
+    /// As before the first migration of module work.
+    async fn without_work(&self) {
         for schema in &self.schemas {
-            self.sql(&format!("drop table {schema}.task_assignees, {schema}.tasks")).await;
+            let tables: Vec<String> = work().tables().iter().map(|name| format!("{schema}.{name}")).collect();
+            self.sql(&format!("drop table {} cascade", tables.join(", "))).await;
         }
         self.sql(
-            "update platform.tenant_schema_modules set version = 1, checksum = left(checksum, 8) where module = 'work'",
+            "update platform.tenant_schema_modules set version = 0, checksum = '' where module = 'work'",
         )
         .await;
     }
 
     /// How many schemas are where this program wants module work.
-    async fn with_tasks(&self) -> i64 {
-        self.number(
-            "select count(*) from platform.tenant_schema_modules where module = 'work' and version = 2",
-        )
-        .await
+    async fn with_work(&self) -> i64 {
+        let there = "select count(*) from platform.tenant_schema_modules where module = 'work'";
+        self.number(&format!("{there} and version = {}", work().latest())).await
     }
+}
+
+fn work() -> Set {
+    all_sets().into_iter().find(|set| set.module == "work").unwrap()
 }
 
 /// The sets of a version to come: module work has one more migration.
@@ -160,7 +163,7 @@ async fn every_schema_gets_what_a_new_version_adds_and_none_is_opened_again() {
     let report = fleet.run(&next(ADDED)).await;
     assert_eq!((report.total, report.migrated, report.current, report.failed), (5, 5, 0, 0));
     assert_eq!(fleet.coloured().await, 5);
-    assert_eq!(report.versions["work"], 3);
+    assert_eq!(report.versions["work"], work().latest() + 1);
     let report = fleet.run(&next(ADDED)).await;
     assert_eq!((report.migrated, report.current), (0, 5));
     let runs = "select concat_ws(' ', outcome, total, migrated, current, failed) from platform.migration_runs order by id";
@@ -177,19 +180,19 @@ async fn a_schema_that_fails_leaves_the_others_alone_and_is_tried_again_once_it_
     assert_eq!((report.migrated, report.failed, report.pending), (4, 1, 0));
     let failure = &report.failures[0];
     assert_eq!((failure.schema.as_str(), failure.module, failure.tries), (third.as_str(), "work", 1));
-    assert!(failure.error.contains("V3__next of module work"), "{}", failure.error);
+    assert!(failure.error.contains("__next of module work"), "{}", failure.error);
     assert!(failure.error.contains("already exists"), "{}", failure.error);
     assert_eq!(fleet.coloured().await, 4, "what came before in the same migration is undone");
     let noted = "select concat_ws(' ', version, attempts, failed_at is not null) \
          from platform.tenant_schema_modules where last_error is not null";
-    assert_eq!(fleet.texts(noted).await, ["2 1 t"]);
+    assert_eq!(fleet.texts(noted).await, [format!("{} 1 t", work().latest())]);
     let failing = fleet::failing(&fleet.app, 10).await.unwrap();
     assert_eq!(failing.len(), 1);
     assert!(failing[0].organization.as_ref().unwrap().starts_with("org-"));
 
     let again = Options { failed_only: true, ..Options::default() };
     assert_eq!(fleet.migrate(&sets, &again).await.unwrap().failed, 1);
-    assert_eq!(fleet.texts(noted).await, ["2 2 t"]);
+    assert_eq!(fleet.texts(noted).await, [format!("{} 2 t", work().latest())]);
     fleet.sql(&format!("drop table {third}.colours")).await;
     let report = fleet.migrate(&sets, &again).await.unwrap();
     assert_eq!((report.total, report.migrated, report.failed), (1, 1, 0));
@@ -261,7 +264,7 @@ async fn a_dry_run_tells_and_changes_nothing() {
     let report = fleet.migrate(&next(ADDED), &options).await.unwrap();
     assert_eq!((report.pending, report.migrated, report.current), (3, 0, 0));
     let steps: Vec<_> = report.planned.iter().map(|step| (step.module, step.from, step.to)).collect();
-    assert_eq!(steps, [("work", 2, 3); 3]);
+    assert_eq!(steps, [("work", work().latest(), work().latest() + 1); 3]);
     assert_eq!(fleet.records().await, before);
     assert_eq!(fleet.coloured().await, 0);
 }
@@ -324,7 +327,8 @@ async fn a_migration_that_was_edited_after_it_ran_is_refused_until_it_is_put_bac
         let report = fleet.run(&sets).await;
         assert_eq!((report.migrated, report.failed), (0, 3));
         let told = &report.failures[0].error;
-        assert!(told.starts_with("migration 3 of module work was edited after it ran"), "{told}");
+        let edited = format!("migration {} of module work was edited after it ran", work().latest() + 1);
+        assert!(told.starts_with(&edited), "{told}");
     }
     let options = Options { dry_run: true, ..Options::default() };
     let told = fleet.migrate(&next("select 1;"), &options).await.unwrap();
@@ -518,26 +522,26 @@ async fn requests_go_on_while_a_column_is_added_on_old_and_on_new_schemas() {
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_in_the_middle_it_goes_on_where_it_was() {
     let fleet = Fleet::of(8).await;
-    fleet.without_tasks().await;
-    // It gets as far as the fourth, whose projects somebody writes to.
+    fleet.without_work().await;
+    // It gets as far as the fourth, whose files somebody writes to.
     let held = fleet.app.db.begin().await.unwrap();
     for schema in &fleet.schemas[3..] {
-        held.command(&format!("lock table {schema}.projects in row exclusive mode")).await.unwrap();
+        held.command(&format!("lock table {schema}.files in row exclusive mode")).await.unwrap();
     }
     let mut run = command(&fleet.database(), &["migrate", "--jobs", "1"]);
     let mut child = run.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let other = fleet.beside();
-    within(20, "the first three", || async { other.with_tasks().await == 3 }).await;
+    within(20, "the first three", || async { other.with_work().await == 3 }).await;
     tokio::time::sleep(Duration::from_millis(500)).await;
     child.kill().unwrap();
     child.wait().unwrap();
-    assert_eq!(other.with_tasks().await, 3);
+    assert_eq!(other.with_work().await, 3);
     let said = works(rowhouse(&fleet.database(), &["migrate", "status"]));
     assert!(said.contains("5 schemas behind, 0 failed") && said.contains("running"), "{said}");
     drop(held);
     let said = works(rowhouse(&fleet.database(), &["migrate"]));
     assert!(said.contains("tenants: 5 migrated, 3 current, 0 failed"), "{said}");
-    assert_eq!(other.with_tasks().await, 8);
+    assert_eq!(other.with_work().await, 8);
     let said = works(rowhouse(&fleet.database(), &["migrate", "verify"]));
     assert!(said.contains("8 compared, 0 differ"), "{said}");
 }
@@ -546,7 +550,7 @@ async fn killed_in_the_middle_it_goes_on_where_it_was() {
 async fn exit_code_report_and_status_tell_what_happened() {
     let fleet = Fleet::of(3).await;
     let database = fleet.database();
-    fleet.without_tasks().await;
+    fleet.without_work().await;
     let broken = &fleet.schemas[1];
     fleet.sql(&format!("create table {broken}.tasks (id uuid primary key)")).await;
     let file = std::env::temp_dir().join(format!("rowhouse-report-{}.json", Uuid::now_v7()));
@@ -561,7 +565,7 @@ async fn exit_code_report_and_status_tell_what_happened() {
     let report: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
     assert_eq!((&report["migrated"], &report["failed"]), (&json!(2), &json!(1)));
     assert_eq!(report["failures"][0]["schema"], broken.as_str());
-    assert_eq!(report["versions"]["work"], 2);
+    assert_eq!(report["versions"]["work"], work().latest());
     fs::remove_file(&file).unwrap();
 
     let said = works(rowhouse(&database, &["migrate", "status"]));
@@ -629,7 +633,7 @@ async fn what_was_changed_by_hand_is_found_and_shown() {
     fleet.sql(&format!("alter table {first}.projects alter column status drop not null")).await;
     fleet.sql(&format!("alter table {first}.task_assignees set unlogged")).await;
     fleet.sql(&format!("alter table {first}.task_assignees disable trigger all")).await;
-    fleet.sql(&format!("drop index {second}.tasks_project")).await;
+    fleet.sql(&format!("drop index {second}.tasks_newest")).await;
     fleet.sql(&format!("alter table {second}.tasks drop constraint tasks_impact")).await;
     fleet.sql(&format!("drop schema {third} cascade")).await;
     fleet.sql("create schema tenant_00000000000000000000000000000001").await;
@@ -639,7 +643,7 @@ async fn what_was_changed_by_hand_is_found_and_shown() {
         "  - column projects.status: text not null",
         "  + column projects.status: text",
         "  + table task_assignees: unlogged, foreign keys disabled",
-        "  - index tasks_project: CREATE INDEX tasks_project ON tasks USING btree (project_id, status)",
+        "  - index tasks_newest: CREATE INDEX tasks_newest ON tasks USING btree (created_at DESC, id DESC)",
         "  - constraint tasks.tasks_impact: CHECK",
         &format!("{third} (org-3) is gone"),
         "tenant_00000000000000000000000000000001 on database",

@@ -12,6 +12,7 @@ use serde_json::Value;
 use tokio_postgres::types::Json as Jsonb;
 use uuid::Uuid;
 
+use super::avatar;
 use crate::{
     api::Tag,
     auth::User,
@@ -38,6 +39,7 @@ pub struct Profile {
     pub location: Option<Text<1, 100>>,
     pub phone: Option<Text<3, 32>>,
     pub company: Option<Text<1, 200>>,
+    /// Where the person's picture is: any address, or that of the one that was uploaded.
     pub avatar_url: Option<WebUrl>,
     pub locale: Locale,
     pub timezone: Timezone,
@@ -140,7 +142,11 @@ impl ProfileApi {
         tx.query("select id from platform.users where id = $1 for update", &[&who.id]).await?;
         let mut profile = find(&tx, who.id).await?;
         expected.check(profile.version)?;
+        let shown = profile.avatar_url.clone();
         apply(&mut profile, change.0)?;
+        if profile.avatar_url != shown {
+            avatar::give_up(&tx, &who.app, who.id).await?;
+        }
         profile.updated_at = who.app.clock.now();
         profile.version += 1;
         store(&tx, &profile).await?;

@@ -20,7 +20,7 @@ use crate::{
     error::{Code, Error, Result},
     http::{IfMatch, Json, NoContent},
     limits::Ask,
-    page::{Page, Paging},
+    page::{ListCursor, Order, Page, Paging},
     types::{EXAMPLE_ID, example_time},
 };
 
@@ -181,11 +181,12 @@ impl SessionsApi {
         who: User,
         page: Query<Option<u32>>,
         page_size: Query<Option<u32>>,
+        cursor: Query<Option<ListCursor>>,
     ) -> Result<Json<Page<Session>>> {
-        let paging = Paging::new(page.0, page_size.0)?;
+        let paging = Paging::new(page.0, page_size.0, cursor.0)?;
         let now = who.app.clock.now();
         let tx = who.app.db.begin().await?;
-        let (rows, total) = Select::new(
+        let page = Select::new(
             "id, user_agent, coalesce(last_address, address) as address, created_at, \
              greatest(last_used_at, last_seen_at) as last_active_at, expires_at",
             "platform.sessions",
@@ -193,10 +194,9 @@ impl SessionsApi {
         .and("user_id = ?", &who.id)
         .and("expires_at > ?", &now)
         .only("revoked_at is null")
-        .page(&tx, "created_at desc, id", paging)
+        .page(&tx, &Order::down("created_at", "timestamptz", "id"), &paging, |row| from_row(row, who.session))
         .await?;
-        let sessions = rows.iter().map(|row| from_row(row, who.session)).collect::<Result<_>>()?;
-        Ok(Json(paging.answer(sessions, total)))
+        Ok(Json(page))
     }
 
     /// End a session.

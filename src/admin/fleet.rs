@@ -18,7 +18,7 @@ use crate::{
     },
     error::Result,
     http::Json,
-    page::{Page, Paging},
+    page::{ListCursor, Order, Page, Paging},
     tenancy::fleet::{self, FleetStanding},
     types::{EXAMPLE_ID, Slug, example, example_time, text_enum},
 };
@@ -145,10 +145,11 @@ impl AdminFleetApi {
         who: Superuser,
         page: Query<Option<u32>>,
         page_size: Query<Option<u32>>,
+        cursor: Query<Option<ListCursor>>,
         state: Query<Option<FleetSchemaState>>,
         organization_id: Query<Option<Uuid>>,
     ) -> Result<Json<Page<FleetSchema>>> {
-        let paging = Paging::new(page.0, page_size.0)?;
+        let paging = Paging::new(page.0, page_size.0, cursor.0)?;
         let sets = all_sets();
         let wanted: Value = sets
             .iter()
@@ -169,31 +170,32 @@ impl AdminFleetApi {
                 select.only(LIVING).only(&format!("not {FAILED}")).and(&format!("not {BEHIND}"), &wanted)
             }
         };
-        let (rows, total) = select.page(&tx, "s.id", paging).await?;
-        let schemas = rows.iter().map(|row| schema_from_row(row, &sets)).collect::<Result<_>>()?;
-        Ok(Json(paging.answer(schemas, total)))
+        let order = Order::up("s.id", "uuid", "s.id");
+        Ok(Json(select.page(&tx, &order, &paging, |row| schema_from_row(row, &sets)).await?))
     }
 
     /// List what was done to organizations as a whole, newest first.
     #[oai(path = "/admin/fleet/operations", method = "get", operation_id = "admin_list_operations")]
+    #[allow(clippy::too_many_arguments)]
     async fn operations(
         &self,
         who: Superuser,
         page: Query<Option<u32>>,
         page_size: Query<Option<u32>>,
+        cursor: Query<Option<ListCursor>>,
         state: Query<Option<FleetOperationState>>,
         kind: Query<Option<String>>,
         organization_id: Query<Option<Uuid>>,
     ) -> Result<Json<Page<FleetOperation>>> {
-        let paging = Paging::new(page.0, page_size.0)?;
+        let paging = Paging::new(page.0, page_size.0, cursor.0)?;
         let tx = who.0.app.db.begin().await?;
-        let (rows, total) = Select::new(OPERATION_COLUMNS, "platform.fleet_operations")
+        let page = Select::new(OPERATION_COLUMNS, "platform.fleet_operations")
             .and_if("state = ?", &state.0)
             .and_if("kind = ?", &kind.0)
             .and_if("organization_id = ?", &organization_id.0)
-            .page(&tx, "started_at desc, id", paging)
+            .page(&tx, &Order::down("started_at", "timestamptz", "id"), &paging, operation_from_row)
             .await?;
-        Ok(Json(paging.answer(rows.iter().map(operation_from_row).collect::<Result<_>>()?, total)))
+        Ok(Json(page))
     }
 }
 

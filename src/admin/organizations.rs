@@ -21,7 +21,7 @@ use crate::{
     events::{self, EventType},
     http::{Body, IfMatch, Json, NoContent, Single, Versioned},
     organizations::{self, OrganizationStatus, api_keys},
-    page::{Page, Paging},
+    page::{ListCursor, Order, Page, Paging},
     tenancy::{self, Tenant, fleet},
     types::{EXAMPLE_ID, Name, Slug, Text, example, example_time},
 };
@@ -142,20 +142,21 @@ impl AdminOrganizationsApi {
         who: Superuser,
         page: Query<Option<u32>>,
         page_size: Query<Option<u32>>,
+        cursor: Query<Option<ListCursor>>,
         /// The beginning of a slug.
         search: Query<Option<String>>,
         plan: Query<Option<Plan>>,
         status: Query<Option<OrganizationStatus>>,
     ) -> Result<Json<Page<AdminOrganization>>> {
-        let paging = Paging::new(page.0, page_size.0)?;
+        let paging = Paging::new(page.0, page_size.0, cursor.0)?;
         let tx = who.0.app.db.begin().await?;
-        let (rows, total) = Select::new(COLUMNS, "platform.organizations o")
+        let page = Select::new(COLUMNS, "platform.organizations o")
             .and_if("starts_with(o.slug, ?)", &search.0)
             .and_if("o.plan = ?", &plan.0)
             .and_if("o.status = ?", &status.0)
-            .page(&tx, "o.created_at desc, o.id", paging)
+            .page(&tx, &Order::down("o.created_at", "timestamptz", "o.id"), &paging, from_row)
             .await?;
-        Ok(Json(paging.answer(rows.iter().map(from_row).collect::<Result<_>>()?, total)))
+        Ok(Json(page))
     }
 
     /// See an organization.
@@ -222,19 +223,20 @@ impl AdminOrganizationsApi {
         who: Superuser,
         page: Query<Option<u32>>,
         page_size: Query<Option<u32>>,
+        cursor: Query<Option<ListCursor>>,
         organization_id: Query<Option<Uuid>>,
         created_by: Query<Option<Uuid>>,
     ) -> Result<Json<Page<AdminApiKey>>> {
-        let paging = Paging::new(page.0, page_size.0)?;
+        let paging = Paging::new(page.0, page_size.0, cursor.0)?;
         let now = who.0.app.clock.now();
         let tx = who.0.app.db.begin().await?;
-        let (rows, total) = Select::new(KEY_COLUMNS, "platform.api_keys")
+        let page = Select::new(KEY_COLUMNS, "platform.api_keys")
             .and("revoked_at is null and (expires_at is null or expires_at > ?)", &now)
             .and_if("organization_id = ?", &organization_id.0)
             .and_if("created_by = ?", &created_by.0)
-            .page(&tx, "created_at desc, id", paging)
+            .page(&tx, &Order::down("created_at", "timestamptz", "id"), &paging, key_from_row)
             .await?;
-        Ok(Json(paging.answer(rows.iter().map(key_from_row).collect::<Result<_>>()?, total)))
+        Ok(Json(page))
     }
 
     /// Revoke an API key.

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::{
     accounts::{
-        lockout, mfa,
+        avatar, lockout, mfa,
         security_events::{self, About, SecurityEventType},
     },
     api::Tag,
@@ -21,7 +21,7 @@ use crate::{
     db::{Row, Select, Tx},
     error::{Code, Error, Result},
     http::{Body, IfMatch, Json, NoContent, Single, Versioned},
-    page::{Cursor, CursorPage, Page, Paging, Stretch},
+    page::{Cursor, CursorPage, ListCursor, Order, Page, Paging, Stretch},
     types::{EXAMPLE_ID, Email, Username, change, example, example_time},
 };
 
@@ -101,22 +101,23 @@ impl AdminUsersApi {
         who: Superuser,
         page: Query<Option<u32>>,
         page_size: Query<Option<u32>>,
+        cursor: Query<Option<ListCursor>>,
         /// The beginning of an address or user name.
         search: Query<Option<String>>,
         is_active: Query<Option<bool>>,
         is_superuser: Query<Option<bool>>,
     ) -> Result<Json<Page<AdminUser>>> {
-        let paging = Paging::new(page.0, page_size.0)?;
+        let paging = Paging::new(page.0, page_size.0, cursor.0)?;
         let search = search.0.map(|text| text.to_lowercase());
         let tx = who.0.app.db.begin().await?;
-        let (rows, total) = Select::new(COLUMNS, "platform.users u")
+        let page = Select::new(COLUMNS, "platform.users u")
             .only("u.deleted_at is null")
             .and_if("(starts_with(u.email, ?) or starts_with(lower(u.username), ?))", &search)
             .and_if("u.is_active = ?", &is_active.0)
             .and_if("u.is_superuser = ?", &is_superuser.0)
-            .page(&tx, "u.created_at desc, u.id", paging)
+            .page(&tx, &Order::down("u.created_at", "timestamptz", "u.id"), &paging, from_row)
             .await?;
-        Ok(Json(paging.answer(rows.iter().map(from_row).collect::<Result<_>>()?, total)))
+        Ok(Json(page))
     }
 
     /// See an account.
@@ -159,7 +160,7 @@ impl AdminUsersApi {
 
     /// Delete an account.
     ///
-    /// Its address stays taken. An account that alone owns an organization stays until somebody else
+    /// Its address stays taken, its picture is deleted. An account that alone owns an organization stays until somebody else
     /// owns it too.
     #[oai(path = "/admin/users/:user_id", method = "delete", operation_id = "admin_delete_user")]
     async fn delete(&self, who: Superuser, user_id: Path<Uuid>, expected: IfMatch) -> Result<NoContent> {
@@ -191,11 +192,12 @@ impl AdminUsersApi {
             return Err(Error::conflict(format!("This account alone owns: {}.", slugs.join(", "))));
         }
         tx.execute(
-            "update platform.users set is_active = false, deleted_at = $2, version = version + 1, updated_at = $2 \
-             where id = $1",
+            "update platform.users set is_active = false, deleted_at = $2, avatar_url = null, \
+             version = version + 1, updated_at = $2 where id = $1",
             &[&user.id, &app.clock.now()],
         )
         .await?;
+        avatar::give_up(&tx, app, user.id).await?;
         withdraw(&tx, app, Access::Account { user: user.id }, "deleted").await?;
         tx.execute("delete from platform.organization_members where user_id = $1", &[&user.id]).await?;
         let changes = Changes::deleted(&user);

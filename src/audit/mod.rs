@@ -23,6 +23,7 @@ use crate::{
     auth::{Member, Origin, Superuser, User},
     db::{TenantTx, ToSql, Tx},
     error::Result,
+    events::EventType,
     types::text_enum,
 };
 
@@ -192,6 +193,52 @@ pub async fn record(
         ),
     );
     entry.and(unsealed)?;
+    Ok(())
+}
+
+/// The same for many changes at once.
+pub async fn record_many(
+    tx: &TenantTx,
+    app: &App,
+    who: &Actor,
+    what: &[(EventType, Uuid, Changes)],
+) -> Result<()> {
+    if what.is_empty() {
+        return Ok(());
+    }
+    let (organization, now, address) = (tx.organization(), app.clock.now(), who.origin.address_text());
+    let ids: Vec<Uuid> = what.iter().map(|_| Uuid::now_v7()).collect();
+    let actions: Vec<&str> = what.iter().map(|(kind, _, _)| kind.name()).collect();
+    let resources: Vec<Uuid> = what.iter().map(|(_, resource, _)| *resource).collect();
+    let fields: Vec<&Value> = what.iter().map(|(_, _, changes)| changes.fields()).collect();
+    let entries: [&(dyn ToSql + Sync); 11] = [
+        &ids,
+        &now,
+        &who.id,
+        &who.kind,
+        &who.key,
+        &actions,
+        &resources,
+        &fields,
+        &who.origin.request_id,
+        &address,
+        &who.origin.agent,
+    ];
+    let unsealed: [&(dyn ToSql + Sync); 2] = [&ids, &organization];
+    let (entries, unsealed) = join!(
+        tx.execute(
+            "insert into audit_log (id, occurred_at, actor_id, actor_kind, api_key_id, action, resource_id, changes, \
+             request_id, address, user_agent) select e.id, $2::timestamptz, $3::uuid, $4::text, $5::uuid, e.action, \
+             e.resource, e.changes, $9::text, $10::text, $11::text from unnest($1::uuid[], $6::text[], $7::uuid[], \
+             $8::jsonb[]) as e (id, action, resource, changes)",
+            &entries,
+        ),
+        tx.execute(
+            "insert into platform.audit_unsealed (entry_id, organization_id) select unnest($1::uuid[]), $2::uuid",
+            &unsealed,
+        ),
+    );
+    entries.and(unsealed)?;
     Ok(())
 }
 

@@ -94,6 +94,24 @@ permissions! {
     TasksWrite = "tasks:write": Owner Admin Manager;
     /// Write tasks that one made or is assigned to, and those of one's projects.
     TasksWriteOwn = "tasks:write_own": Owner Admin Manager Member;
+    /// See what is said about tasks.
+    CommentsRead = "comments:read": Owner Admin Manager Member Viewer;
+    /// Remove what others said about tasks.
+    CommentsWrite = "comments:write": Owner Admin Manager;
+    /// Comment on tasks of one's projects.
+    CommentsWriteOwn = "comments:write_own": Owner Admin Manager Member;
+    /// See what is talked about in projects.
+    MessagesRead = "messages:read": Owner Admin Manager Member Viewer;
+    /// Remove others' messages.
+    MessagesWrite = "messages:write": Owner Admin Manager;
+    /// Talk in one's projects.
+    MessagesWriteOwn = "messages:write_own": Owner Admin Manager Member;
+    /// See and download files.
+    FilesRead = "files:read": Owner Admin Manager Member Viewer;
+    /// Use and remove files that others uploaded.
+    FilesWrite = "files:write": Owner Admin Manager;
+    /// Upload files.
+    FilesWriteOwn = "files:write_own": Owner Admin Manager Member;
     /// See announcements.
     UpdatesRead = "updates:read": Owner Admin Manager Member Viewer;
     /// Write announcements.

@@ -22,7 +22,7 @@ use crate::{
     db::{Row, Select},
     error::{Code, Error, Result},
     http::{Accepted, Json},
-    page::{Page, Paging},
+    page::{ListCursor, Order, Page, Paging},
     types::{EXAMPLE_ID, example_time},
 };
 
@@ -106,25 +106,27 @@ pub struct AdminBillingApi;
 impl AdminBillingApi {
     /// List what Stripe told, the newest first.
     #[oai(path = "/admin/billing/events", method = "get", operation_id = "admin_list_stripe_events")]
+    #[allow(clippy::too_many_arguments)]
     async fn events(
         &self,
         who: Superuser,
         page: Query<Option<u32>>,
         page_size: Query<Option<u32>>,
+        cursor: Query<Option<ListCursor>>,
         state: Query<Option<EventState>>,
         r#type: Query<Option<String>>,
         organization_id: Query<Option<Uuid>>,
     ) -> Result<Json<Page<StripeEvent>>> {
-        let paging = Paging::new(page.0, page_size.0)?;
+        let paging = Paging::new(page.0, page_size.0, cursor.0)?;
         let tx = who.0.app.db.begin().await?;
         let columns = "id, type, state, note, organization_id, created_at, received_at, handled_at";
-        let (rows, total) = Select::new(columns, "platform.stripe_events")
+        let page = Select::new(columns, "platform.stripe_events")
             .and_if("state = ?", &state.0)
             .and_if("type = ?", &r#type.0)
             .and_if("organization_id = ?", &organization_id.0)
-            .page(&tx, "received_at desc, id", paging)
+            .page(&tx, &Order::down("received_at", "timestamptz", "id").with_text_id(), &paging, event)
             .await?;
-        Ok(Json(paging.answer(rows.iter().map(event).collect::<Result<_>>()?, total)))
+        Ok(Json(page))
     }
 
     /// Handle an event again.
@@ -166,13 +168,15 @@ impl AdminBillingApi {
         who: Superuser,
         page: Query<Option<u32>>,
         page_size: Query<Option<u32>>,
+        cursor: Query<Option<ListCursor>>,
     ) -> Result<Json<Page<Reconciliation>>> {
-        let paging = Paging::new(page.0, page_size.0)?;
+        let paging = Paging::new(page.0, page_size.0, cursor.0)?;
         let tx = who.0.app.db.begin().await?;
         let columns = "id, started_at, finished_at, checked, repaired, findings, error";
-        let (rows, total) =
-            Select::new(columns, "platform.reconciliations").page(&tx, "started_at desc, id", paging).await?;
-        Ok(Json(paging.answer(rows.iter().map(reconciliation).collect::<Result<_>>()?, total)))
+        let page = Select::new(columns, "platform.reconciliations")
+            .page(&tx, &Order::down("started_at", "timestamptz", "id"), &paging, reconciliation)
+            .await?;
+        Ok(Json(page))
     }
 
     /// Compare with Stripe now.

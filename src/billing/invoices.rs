@@ -13,7 +13,7 @@ use crate::{
     db::{Row, Select, TenantTx},
     error::{Error, Result},
     events::{self, EventType},
-    page::{Page, Paging},
+    page::{Order, Page, Paging},
     tenancy::Tenant,
     types::{Amount, Currency, Money, example, example_time, text_enum},
 };
@@ -124,12 +124,11 @@ fn from_row(row: &Row) -> Result<Invoice> {
 }
 
 /// The invoices of the transaction's organization.
-pub async fn list(tx: &TenantTx, paging: Paging) -> Result<Page<Invoice>> {
-    let (rows, total) = Select::new(COLUMNS, "platform.invoices")
+pub async fn list(tx: &TenantTx, paging: &Paging) -> Result<Page<Invoice>> {
+    Select::new(COLUMNS, "platform.invoices")
         .and("organization_id = ?", &tx.organization())
-        .page(tx, "created_at desc, id", paging)
-        .await?;
-    Ok(paging.answer(rows.iter().map(from_row).collect::<Result<_>>()?, total))
+        .page(tx, &Order::down("created_at", "timestamptz", "id").with_text_id(), paging, from_row)
+        .await
 }
 
 async fn find(tx: &TenantTx, id: &str) -> Result<Option<Invoice>> {
@@ -242,12 +241,8 @@ fn told_of(bill: &Bill) -> Value {
 }
 
 /// The refunds and disputes of the transaction's organization.
-pub async fn adjustments(tx: &TenantTx, paging: Paging) -> Result<Page<Adjustment>> {
+pub async fn adjustments(tx: &TenantTx, paging: &Paging) -> Result<Page<Adjustment>> {
     let columns = "id, kind, amount, currency, reason, status, occurred_at";
-    let (rows, total) = Select::new(columns, "platform.billing_adjustments")
-        .and("organization_id = ?", &tx.organization())
-        .page(tx, "occurred_at desc, id", paging)
-        .await?;
     let adjustment = |row: &Row| -> Result<Adjustment> {
         let amount: Decimal = row.try_get("amount")?;
         Ok(Adjustment {
@@ -259,7 +254,10 @@ pub async fn adjustments(tx: &TenantTx, paging: Paging) -> Result<Page<Adjustmen
             occurred_at: row.try_get("occurred_at")?,
         })
     };
-    Ok(paging.answer(rows.iter().map(adjustment).collect::<Result<_>>()?, total))
+    Select::new(columns, "platform.billing_adjustments")
+        .and("organization_id = ?", &tx.organization())
+        .page(tx, &Order::down("occurred_at", "timestamptz", "id").with_text_id(), paging, adjustment)
+        .await
 }
 
 /// Writes down what of a charge went back and when that was, and tells of it where it is more than was

@@ -30,7 +30,7 @@ use crate::{
     db::TenantTx,
     error::{Error, Result},
     http::{Body, Json},
-    page::{Page, Paging},
+    page::{ListCursor, Page, Paging},
     tenancy,
     types::{Money, example, example_time},
 };
@@ -260,10 +260,11 @@ impl SubscriptionsApi {
         who: Can<BillingRead>,
         page: Query<Option<u32>>,
         page_size: Query<Option<u32>>,
+        cursor: Query<Option<ListCursor>>,
     ) -> Result<Json<Page<invoices::Invoice>>> {
-        let paging = Paging::new(page.0, page_size.0)?;
+        let paging = Paging::new(page.0, page_size.0, cursor.0)?;
         let tx = who.begin().await?;
-        Ok(Json(invoices::list(&tx, paging).await?))
+        Ok(Json(invoices::list(&tx, &paging).await?))
     }
 
     /// See an invoice, with links that work now.
@@ -285,10 +286,11 @@ impl SubscriptionsApi {
         who: Can<BillingRead>,
         page: Query<Option<u32>>,
         page_size: Query<Option<u32>>,
+        cursor: Query<Option<ListCursor>>,
     ) -> Result<Json<Page<invoices::Adjustment>>> {
-        let paging = Paging::new(page.0, page_size.0)?;
+        let paging = Paging::new(page.0, page_size.0, cursor.0)?;
         let tx = who.begin().await?;
-        Ok(Json(invoices::adjustments(&tx, paging).await?))
+        Ok(Json(invoices::adjustments(&tx, &paging).await?))
     }
 }
 

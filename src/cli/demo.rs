@@ -17,7 +17,7 @@ use crate::{
     tenancy::fleet,
     types::{Email, Money, example},
     work::{
-        Priority,
+        By, Priority, dependencies,
         projects::{self, NewProject, ProjectStatus},
         tasks::{self, NewTask, TaskStatus},
     },
@@ -220,10 +220,16 @@ async fn load_one(app: &Arc<App>, demo: &Organization, hash: &str) -> crate::err
         inside: None,
     };
     let today = now.date_naive();
+    let by = By::from(&manager);
     for project in demo.projects {
-        let made = projects::insert(&tx, &manager, new_project(project, today, &people)).await?;
+        let made = projects::insert(&tx, &by, new_project(project, today, &people)).await?;
+        let mut ids = Vec::new();
         for task in project.tasks {
-            tasks::insert(&tx, &manager, new_task(task, made.id, today, &people)).await?;
+            ids.push(tasks::insert(&tx, &by, new_task(task, made.id, today, &people)).await?.id);
+        }
+        // The last step waits for the one before it.
+        if let [.., before, last] = ids[..] {
+            dependencies::add(&tx, &by, last, before, |_| Ok(())).await?;
         }
     }
     tx.commit().await?;
@@ -233,6 +239,7 @@ async fn load_one(app: &Arc<App>, demo: &Organization, hash: &str) -> crate::err
 
 fn new_project(project: &Project, today: NaiveDate, people: &[Uuid]) -> NewProject {
     NewProject {
+        external_id: None,
         name: example(project.name),
         slug: None,
         description: Some(example(project.about)),
@@ -250,6 +257,8 @@ fn new_task(task: &Task, project_id: Uuid, today: NaiveDate, people: &[Uuid]) ->
     let (title, status, priority, who, due, hours, impact) = *task;
     NewTask {
         project_id,
+        parent_id: None,
+        external_id: None,
         title: example(title),
         description: None,
         status: Some(status),

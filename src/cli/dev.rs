@@ -90,7 +90,7 @@ async fn run_on(postgres: &PrivatePostgres, home: &Path, args: &Args) -> anyhow:
 /// Removes the data, after waiting for the end of a server that may still hold it.
 async fn reset(home: &Path, place: &Path) -> anyhow::Result<()> {
     postgres::end_earlier_run(place).await?;
-    for path in [place.to_owned(), home.join("rowhouse.toml"), home.join("backups")] {
+    for path in [place.to_owned(), home.join("rowhouse.toml"), home.join("backups"), home.join("files")] {
         let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         if let Err(error) = removed
             && error.kind() != std::io::ErrorKind::NotFound
@@ -127,11 +127,12 @@ fn write_config(postgres: &PrivatePostgres, home: &Path, listen: &str) -> anyhow
          # On one's own machine everybody comes from the same address.\n[limits]\nanonymous = \"10000/h\"\n\
          register = \"1000/h\"\npassword_reset = \"100/h\"\n\n[mail]\nfolder = {:?}\n\
          app_url = \"http://{listen}\"\n\n[webhooks]\nallow_loopback = true\n\n\
-         [backups]\nfolder = {:?}\n",
+         [backups]\nfolder = {:?}\n\n[files]\nfolder = {:?}\n",
         postgres.url("rowhouse").expose_secret(),
         key.trim(),
         home.join("mail"),
         home.join("backups"),
+        home.join("files"),
     );
     write_private(&file, &text)?;
     Config::load_dev(&file)

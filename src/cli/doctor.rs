@@ -85,6 +85,14 @@ async fn look(findings: &mut Findings, config: Config) {
             findings.problem(format!("mail cannot be sent: {error:#}"), "check SMTP_URL and its password")
         }
     }
+    match (app.files.is_there(), app.files.check().await) {
+        (false, _) => findings.note("no FILES_FOLDER and no FILES_S3_BUCKET: nothing can be uploaded"),
+        (true, Ok(())) => findings.good("files can be written, read and deleted"),
+        (true, Err(error)) => findings.problem(
+            format!("files cannot be stored: {error}"),
+            "check the folder and its owner, or bucket, endpoint, region, keys and the bucket's policy",
+        ),
+    }
     if let Err(error) = look_at_database(findings, &app, &place).await {
         findings.problem(
             format!("database {place}: {error}"),

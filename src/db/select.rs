@@ -1,12 +1,21 @@
 //! The statement behind a list: columns, conditions that depend on the request, order, page.
 
+use futures_util::join;
+use poem_openapi::types::{self, Example, ParseFromJSON, ToJSON};
 use tokio_postgres::{Row, types::ToSql};
 
 use super::Tx;
 use crate::{
-    error::Result,
-    page::{Paging, Stretch},
+    error::{Error, Result},
+    page::{COUNTED, ListCursor, Order, Page, Paging, Stretch},
 };
+
+/// So many rows that meet the conditions are gathered at once.
+const FEW: i64 = 3_000;
+/// So many that meet one, if the first of them are not near: gathering them takes as long as going far.
+const MANY: i64 = 50_000;
+/// What is near: so many rows of the table, in the order asked for.
+const NEAR: i64 = 5_000;
 
 type Value<'a> = &'a (dyn ToSql + Sync);
 
@@ -17,12 +26,19 @@ pub struct Select<'a> {
     from: &'static str,
     conditions: Vec<String>,
     values: Vec<Value<'a>>,
+    /// The selection of ids that a condition is about.
+    among: Option<String>,
+    /// Columns that have a value in all rows that are left, or in none.
+    known: Vec<(&'static str, bool)>,
+    /// A column that conditions may leave a range of, with not too many values, and an index by it and id.
+    spread: Option<&'static str>,
 }
 
 impl<'a> Select<'a> {
     /// `columns` and `from` as they stand in the statement.
     pub fn new(columns: &'static str, from: &'static str) -> Self {
-        Self { columns, from, conditions: Vec::new(), values: Vec::new() }
+        let (conditions, values, known) = (Vec::new(), Vec::new(), Vec::new());
+        Self { columns, from, conditions, values, among: None, known, spread: None }
     }
 
     /// Adds a condition; `?` in it stands for the value.
@@ -46,12 +62,32 @@ impl<'a> Select<'a> {
         }
     }
 
+    /// Adds, where the request gives a value, that the row's id is among those that `ids` selects by it: each
+    /// of them once, and none that is not in the table.
+    pub fn among_if<T: ToSql + Sync>(self, id: &str, ids: &str, value: &'a Option<T>) -> Self {
+        let Some(value) = value else { return self };
+        let mut with = self.and(&format!("{id} in ({ids})"), value);
+        with.among = Some(ids.replace('?', &format!("${}", with.values.len())));
+        with
+    }
+
+    /// Tells, where the conditions say so much, whether a column that can be null has a value in all rows
+    /// that are left.
+    pub fn knowing(mut self, column: &'static str, has_value: Option<bool>) -> Self {
+        self.known.extend(has_value.map(|has_value| (column, has_value)));
+        self
+    }
+
+    /// Tells that conditions may leave a range of this column, such as one of days, and that an index begins
+    /// with it and the id: of such a range the first rows by id are looked for under each of its values.
+    pub fn spread_over(mut self, column: &'static str) -> Self {
+        self.spread = Some(column);
+        self
+    }
+
     /// The `where` clause, if there is one.
     fn filter(&self) -> String {
-        match self.conditions.is_empty() {
-            true => String::new(),
-            false => format!(" where {}", self.conditions.join(" and ")),
-        }
+        clause(&self.conditions)
     }
 
     /// The first rows in this order, which is text from code.
@@ -82,31 +118,445 @@ impl<'a> Select<'a> {
         tx.query(&sql, &values).await
     }
 
-    /// The rows of one page in this order, and how many rows there are in all. Both leave in one
-    /// flush. `order` is text from an allow-list in code, never from the request.
-    pub async fn page(&self, tx: &Tx, order: &str, paging: Paging) -> Result<(Vec<Row>, i64)> {
-        let filter = self.filter();
-        let count = format!("select count(*) from {}{filter}", self.from);
-        let n = self.values.len();
-        let rows = format!(
-            "select {} from {}{filter} order by {order} limit ${} offset ${}",
-            self.columns,
-            self.from,
-            n + 1,
-            n + 2
-        );
-        let (limit, offset) = (paging.limit(), paging.offset());
-        let mut page_values = self.values.clone();
-        page_values.extend([&limit as Value<'_>, &offset]);
-        let read = || async {
-            futures_util::join!(tx.query(&rows, &page_values), tx.query_one(&count, &self.values))
-        };
+    /// One page in this order, how many rows there are in all (counted as far as [`COUNTED`]), and where
+    /// to go on. Errors: a cursor of another order, or a forged one.
+    ///
+    /// Without conditions, rows and count leave in one flush. With them the count comes first, as it says
+    /// how the rows are best found: a few are gathered and sorted, of many the first ones are met soon by
+    /// going along the order's index. What Postgres knows does not tell it whether rows with one property
+    /// are also the last in some order; gone along in vain, an index of a million rows takes a second. So
+    /// it goes no further than the next rows at first, and gathers if the page is not among them.
+    ///
+    /// Ids are picked before anything else is read: an index that holds all that the conditions are about
+    /// is then enough, and Postgres has no reason to prefer another.
+    pub async fn page<T>(
+        &self,
+        tx: &Tx,
+        order: &Order,
+        paging: &Paging,
+        from_row: impl Fn(&Row) -> Result<T>,
+    ) -> Result<Page<T>>
+    where
+        T: ParseFromJSON + ToJSON + types::Type + Example,
+    {
+        let wanted = self.wanted(order, paging)?;
         let tx = tx.part_for(self.from).await?;
-        let first = !tx.has_begun();
-        let (mut rows, mut total) = read().await;
-        if first && tx.restarts_after_stale_plan().await? {
-            (rows, total) = read().await;
+        let (found, counted) = match self.conditions.is_empty() {
+            true => self.all(tx, &wanted).await,
+            false => self.some(tx, &wanted).await,
         }
-        Ok((rows?, total?.try_get(0)?))
+        .map_err(|error| match wanted.behind.is_some() && is_bad_value(&error) {
+            true => ListCursor::forged(),
+            false => error,
+        })?;
+        let more = found.len() > paging.page_size();
+        let shown = &found[..found.len().min(paging.page_size())];
+        let next_cursor = match shown.last().filter(|_| more) {
+            Some(last) => Some(order.cursor(last.try_get("page_value")?, last.try_get("page_id")?)),
+            None => None,
+        };
+        Ok(paging.answer(shown.iter().map(from_row).collect::<Result<_>>()?, counted, next_cursor))
     }
+
+    fn wanted<'b>(&self, order: &'b Order, paging: &'b Paging) -> Result<Wanted<'b>> {
+        let behind = paging.cursor().map(|cursor| cursor.behind(order)).transpose()?;
+        // One row more than is shown tells whether there is more.
+        let (rows, offset) = (paging.page_size() as i64 + 1, paging.offset());
+        // Of two columns with the same name the output's would win, which may be of another type.
+        let column = match order.column.contains('.') {
+            true => order.column.to_owned(),
+            false => format!("{}.{}", self.from, order.column),
+        };
+        let is = |comparison: &str| {
+            let begins = format!("{} {comparison} $", order.column);
+            self.conditions.iter().any(|condition| condition.starts_with(&begins))
+        };
+        let has_value = self.known.iter().find(|(column, _)| *column == order.column).map(|known| known.1);
+        let has_value = match order.nullable {
+            true => has_value.or((is("=") || is("<=") || is(">=")).then_some(true)),
+            false => Some(true),
+        };
+        let (by_ids, in_range) = (order.by_id || is("="), is("<=") || is(">="));
+        Ok(Wanted { order, column, by_ids, in_range, has_value, behind, rows, offset })
+    }
+
+    /// A page of everything.
+    async fn all(&self, tx: &Tx, wanted: &Wanted<'_>) -> Result<(Vec<Row>, i64)> {
+        let count = self.count(COUNTED);
+        let read = || async { join!(self.along(tx, wanted, None), tx.query_one(&count, &self.values)) };
+        let first = !tx.has_begun();
+        let (mut rows, mut counted) = read().await;
+        if first && tx.restarts_after_stale_plan().await? {
+            (rows, counted) = read().await;
+        }
+        let rows = self.with_rest(tx, wanted, rows?).await?;
+        Ok((rows, counted?.try_get(0)?))
+    }
+
+    /// A page of what meets the conditions.
+    async fn some(&self, tx: &Tx, wanted: &Wanted<'_>) -> Result<(Vec<Row>, i64)> {
+        let count = self.count(COUNTED);
+        // One value is in half of the rows, another in three: each has its own best plan.
+        let read = || async {
+            let plan = tx.command("set local plan_cache_mode = force_custom_plan");
+            join!(plan, tx.query_one(&count, &self.values))
+        };
+        let first = !tx.has_begun();
+        let (mut set, mut counted) = read().await;
+        if first && tx.restarts_after_stale_plan().await? {
+            (set, counted) = read().await;
+        }
+        let counted: i64 = set.and(counted)?.try_get(0)?;
+        let (single, spread) = (self.conditions.len() == 1, self.spread_range());
+        let searches = self.conditions.iter().any(|condition| condition.contains("@@"));
+        // Whether the index of a condition has the ids in the order asked for.
+        let leads = wanted.by_ids && !searches && spread.is_none() && (single || self.among.is_none());
+        // No index of an order says whether a row has a word: looking for those near takes longest.
+        let gathered = if single && searches { COUNTED } else { FEW };
+        let rows = match counted {
+            0 => Vec::new(),
+            few if few <= gathered => self.gathered(tx, wanted).await?,
+            _ if leads => self.with_rest(tx, wanted, self.along(tx, wanted, None).await?).await?,
+            _ => match spread.filter(|_| wanted.by_ids && self.among.is_none()) {
+                Some((column, range)) => self.under_each(tx, wanted, column, &range).await?,
+                None => self.near_or_gathered(tx, wanted, counted).await?,
+            },
+        };
+        Ok((rows, counted))
+    }
+
+    /// The column that conditions may leave a range of, and those conditions, where there are any.
+    fn spread_range(&self) -> Option<(&'static str, String)> {
+        let column = self.spread?;
+        let begins = [format!("{column} <= "), format!("{column} >= ")];
+        let is_of_it = |condition: &&String| begins.iter().any(|begin| condition.starts_with(begin));
+        let range: Vec<&str> = self.conditions.iter().filter(is_of_it).map(String::as_str).collect();
+        (!range.is_empty()).then(|| (column, range.join(" and ")))
+    }
+
+    /// The statement that counts, to one more than this. It selects nothing, so that Postgres need not look
+    /// at the rows where an index knows enough.
+    fn count(&self, most: i64) -> String {
+        let (limit, from) = (most + 1, self.from);
+        match (&self.among, self.conditions.len()) {
+            (Some(among), 1) => format!("select count(*) from ({among} limit {limit}) as counted"),
+            _ => {
+                format!("select count(*) from (select from {from}{} limit {limit}) as counted", self.filter())
+            }
+        }
+    }
+
+    /// What a list shows, and what its cursors are made of.
+    fn columns(&self, wanted: &Wanted<'_>) -> String {
+        let id = wanted.order.id;
+        let value = match wanted.order.by_id {
+            true => "null",
+            false => wanted.column.as_str(),
+        };
+        format!("{}, ({value})::text as page_value, ({id})::text as page_id", self.columns)
+    }
+
+    /// The statement that shows the rows whose ids these `with` clauses pick.
+    fn show(&self, wanted: &Wanted<'_>, picked: &str, by: &str) -> String {
+        format!(
+            "with {picked} select {} from {} where {} in (select page_id from picked) order by {by}",
+            self.columns(wanted),
+            self.from,
+            wanted.order.id
+        )
+    }
+
+    /// The first rows behind the cursor or offset, by the order's index, as far as the border: all, or those
+    /// with a value where some may have none.
+    async fn along(&self, tx: &Tx, wanted: &Wanted<'_>, border: Option<&Border>) -> Result<Vec<Row>> {
+        if wanted.has_value == Some(false) || wanted.is_in_the_rest() {
+            return Ok(Vec::new());
+        }
+        let Wanted { order, column, by_ids, has_value, behind, rows, offset, .. } = wanted;
+        let mut values = self.values.clone();
+        // What is selected by one of its properties elsewhere has its ids there, in order.
+        let (from, id, mut conditions) = match &self.among {
+            Some(among) if *by_ids && self.conditions.len() == 1 => {
+                (format!("({among}) as among (page_id)"), "page_id", Vec::new())
+            }
+            _ => (self.from.to_owned(), order.id, self.conditions.clone()),
+        };
+        if has_value.is_none() {
+            conditions.push(format!("{column} is not null"));
+        }
+        let (direction, beyond) = order.direction();
+        if let Some((value, last)) = behind {
+            conditions.push(wanted.compared(id, beyond, values.len() + 1));
+            values.push(last);
+            if !by_ids {
+                values.push(value);
+            }
+        }
+        if let Some(Border { value, id: last }) = border {
+            let until = if order.descending { ">=" } else { "<=" };
+            conditions.push(wanted.compared(id, until, values.len() + 1));
+            values.push(last);
+            if !by_ids {
+                values.push(value);
+            }
+        }
+        values.extend([rows as Value<'_>, offset]);
+        let by = wanted.by(order.id);
+        let limits = format!("limit ${} offset ${}", values.len() - 1, values.len());
+        let filter = clause(&conditions);
+        let sql = match self.conditions.is_empty() {
+            true => format!("select {} from {from}{filter} order by {by} {limits}", self.columns(wanted)),
+            false => {
+                // What all rows have in common orders nothing.
+                let by_picked = if *by_ids { format!("{id} {direction}") } else { by.clone() };
+                let picked = format!(
+                    "picked as materialized (select {id} as page_id from {from}{filter} \
+                     order by {by_picked} {limits})"
+                );
+                self.show(wanted, &picked, &by)
+            }
+        };
+        tx.query(&sql, &values).await
+    }
+
+    /// The row that is [`NEAR`] rows further in the order of the whole table; none if its end is nearer, or
+    /// if conditions leave a range of the order's column, which is then where to begin.
+    async fn border(&self, tx: &Tx, wanted: &Wanted<'_>) -> Result<Option<Border>> {
+        if wanted.in_range || wanted.has_value == Some(false) || wanted.is_in_the_rest() {
+            return Ok(None);
+        }
+        let Wanted { order, column, by_ids, behind, .. } = wanted;
+        let (mut conditions, mut values) = (Vec::new(), Vec::<Value<'_>>::new());
+        if order.nullable {
+            conditions.push(format!("{column} is not null"));
+        }
+        if let Some((value, last)) = behind {
+            conditions.push(wanted.compared(order.id, order.direction().1, 1));
+            values.push(last);
+            if !by_ids {
+                values.push(value);
+            }
+        }
+        let value = if *by_ids { "null" } else { column.as_str() };
+        let sql = format!(
+            "select ({value})::text as border_value, ({})::text as border_id from {}{} \
+             order by {} offset {NEAR} limit 1",
+            order.id,
+            self.from,
+            clause(&conditions),
+            wanted.by(order.id)
+        );
+        let Some(row) = tx.query_opt(&sql, &values).await? else { return Ok(None) };
+        Ok(Some(Border { value: row.try_get("border_value")?, id: row.try_get("border_id")? }))
+    }
+
+    /// The page out of rows that no index has in this order: the near ones if they fill it, or else all that
+    /// meet the conditions, or if those are too many as far as it takes.
+    async fn near_or_gathered(&self, tx: &Tx, wanted: &Wanted<'_>, counted: i64) -> Result<Vec<Row>> {
+        if let Some(border) = self.border(tx, wanted).await? {
+            let near = self.along(tx, wanted, Some(&border)).await?;
+            if near.len() as i64 == wanted.rows {
+                return Ok(near);
+            }
+            let counted = match self.conditions.len() {
+                1 if counted > COUNTED => {
+                    tx.query_one(&self.count(MANY), &self.values).await?.try_get::<_, i64>(0)?
+                }
+                _ => counted,
+            };
+            // Of several conditions each alone may be met by many rows, which are then looked at.
+            let most = if self.conditions.len() == 1 { MANY } else { COUNTED };
+            if counted <= most {
+                return self.gathered(tx, wanted).await;
+            }
+        }
+        self.with_rest(tx, wanted, self.along(tx, wanted, None).await?).await
+    }
+
+    /// The page by id out of a range of another column: of each of its values the first id says whether it
+    /// has a part in the page at all.
+    async fn under_each(&self, tx: &Tx, wanted: &Wanted<'_>, column: &str, range: &str) -> Result<Vec<Row>> {
+        let Wanted { order, behind, rows, offset, .. } = wanted;
+        let (id, from, (direction, beyond)) = (order.id, self.from, order.direction());
+        let (mut conditions, mut values) = (self.conditions.clone(), self.values.clone());
+        if let Some((_, last)) = behind {
+            conditions.push(wanted.compared(id, beyond, values.len() + 1));
+            values.push(last);
+        }
+        let before = rows + offset;
+        values.extend([rows as Value<'_>, offset, &before]);
+        let (limit, skipped, first) = (values.len() - 2, values.len() - 1, values.len());
+        conditions.push(format!("{column} = each_value"));
+        let filter = clause(&conditions);
+        let picked = format!(
+            "recursive found as ((select {column} as each_value from {from} where {range} \
+             order by {column} limit 1) \
+             union all select (select {column} from {from} where {column} > each_value and {range} \
+             order by {column} limit 1) from found where each_value is not null), \
+             firsts as materialized (select each_value, (select {id} from {from}{filter} \
+             order by {id} {direction} limit 1) as first_id from found where each_value is not null), \
+             chosen as (select each_value from firsts where first_id is not null \
+             order by first_id {direction} limit ${first}), \
+             picked as materialized (select page_id from chosen cross join lateral (select {id} as page_id \
+             from {from}{filter} order by {id} {direction} limit ${first}) as under \
+             order by page_id {direction} limit ${limit} offset ${skipped})"
+        );
+        tx.query(&self.show(wanted, &picked, &wanted.by(id)), &values).await
+    }
+
+    /// The same page when these of its rows have a value: the rest come after them, by id.
+    async fn with_rest(&self, tx: &Tx, wanted: &Wanted<'_>, mut found: Vec<Row>) -> Result<Vec<Row>> {
+        let missing = wanted.rows - found.len() as i64;
+        if wanted.has_value == Some(true) || missing == 0 {
+            return Ok(found);
+        }
+        let Wanted { order, column, has_value, behind, offset, .. } = wanted;
+        let (id, n) = (order.id, self.values.len());
+        let (direction, beyond) = order.direction();
+        let mut offset = if found.is_empty() { *offset } else { 0 };
+        if offset > 0 && has_value.is_none() {
+            let mut conditions = self.conditions.clone();
+            conditions.push(format!("{column} is not null"));
+            let filter = clause(&conditions);
+            let sql = format!(
+                "select count(*) from (select from {}{filter} limit ${}) as counted",
+                self.from,
+                n + 1
+            );
+            let mut values = self.values.clone();
+            values.push(&offset);
+            let before: i64 = tx.query_one(&sql, &values).await?.try_get(0)?;
+            offset -= before;
+        }
+        let (mut conditions, mut values) = (self.conditions.clone(), self.values.clone());
+        conditions.push(format!("{column} is null"));
+        if let Some((None, last)) = behind {
+            conditions.push(format!("{id} {beyond} ${}::text::{}", n + 1, order.id_of));
+            values.push(last);
+        }
+        values.extend([&missing as Value<'_>, &offset]);
+        let by = format!("{id} {direction}");
+        let picked = format!(
+            "picked as materialized (select {id} as page_id from {}{} order by {by} limit ${} offset ${})",
+            self.from,
+            clause(&conditions),
+            values.len() - 1,
+            values.len()
+        );
+        let sql = self.show(wanted, &picked, &by);
+        found.extend(tx.query(&sql, &values).await?);
+        Ok(found)
+    }
+
+    /// The page out of all rows that meet the conditions, which are not many.
+    async fn gathered(&self, tx: &Tx, wanted: &Wanted<'_>) -> Result<Vec<Row>> {
+        let Wanted { order, column, by_ids, behind, rows, offset, .. } = wanted;
+        let (id, n) = (order.id, self.values.len());
+        let (direction, beyond) = order.direction();
+        let mut values = self.values.clone();
+        let value = behind.and_then(|(value, _)| value);
+        let seek = match behind {
+            None => String::new(),
+            Some((_, last)) => {
+                values.push(last);
+                let last = format!("${}::text::{}", n + 1, order.id_of);
+                match value {
+                    _ if *by_ids => format!(" where page_id {beyond} {last}"),
+                    None => format!(" where page_key is null and page_id {beyond} {last}"),
+                    Some(_) => {
+                        let value = format!("${}::text::{}", n + 2, order.of);
+                        format!(" where (page_key, page_id) {beyond} ({value}, {last}) or page_key is null")
+                    }
+                }
+            }
+        };
+        if let Some(value) = value.as_ref().filter(|_| !by_ids) {
+            values.push(value);
+        }
+        values.extend([rows as Value<'_>, offset]);
+        let (key, by_key, by) = match by_ids {
+            true => (String::new(), String::new(), wanted.by(id)),
+            false => (
+                format!(", {column} as page_key"),
+                format!("page_key {direction} nulls last, "),
+                format!("{column} {direction} nulls last, {id} {direction}"),
+            ),
+        };
+        let picked = format!(
+            "matching as materialized (select {id} as page_id{key} from {}{}), \
+             picked as (select page_id from matching{seek} \
+             order by {by_key}page_id {direction} limit ${} offset ${})",
+            self.from,
+            self.filter(),
+            values.len() - 1,
+            values.len()
+        );
+        tx.query(&self.show(wanted, &picked, &by), &values).await
+    }
+}
+
+/// Which rows a page shows.
+struct Wanted<'a> {
+    order: &'a Order,
+    /// The order's column, by its full name.
+    column: String,
+    /// The order is that of the ids: its column grows with them, or the conditions leave one value of it.
+    by_ids: bool,
+    /// The conditions leave a range of the column.
+    in_range: bool,
+    /// What is known of all rows that meet the conditions.
+    has_value: Option<bool>,
+    /// The value and id of the row that the page begins behind.
+    behind: Option<(Option<&'a str>, &'a str)>,
+    rows: i64,
+    offset: i64,
+}
+
+/// A row that is not passed.
+struct Border {
+    value: Option<String>,
+    id: String,
+}
+
+impl Wanted<'_> {
+    /// Whether the page begins among the rows without a value.
+    fn is_in_the_rest(&self) -> bool {
+        !self.order.by_id && self.behind.is_some_and(|(value, _)| value.is_none())
+    }
+
+    /// The order of rows that have a value, by this id.
+    fn by(&self, id: &str) -> String {
+        let (column, direction) = (&self.column, self.order.direction().0);
+        match self.by_ids {
+            true => format!("{id} {direction}"),
+            false => format!("{column} {direction}, {id} {direction}"),
+        }
+    }
+
+    /// The condition that compares rows with the one whose id is parameter `n` and, where the order is not
+    /// that of the ids, whose value is the one after it.
+    fn compared(&self, id: &str, comparison: &str, n: usize) -> String {
+        let (column, order) = (&self.column, self.order);
+        match self.by_ids {
+            true => format!("{id} {comparison} ${n}::text::{}", order.id_of),
+            false => format!(
+                "({column}, {id}) {comparison} (${}::text::{}, ${n}::text::{})",
+                n + 1,
+                order.of,
+                order.id_of
+            ),
+        }
+    }
+}
+
+fn clause(conditions: &[String]) -> String {
+    match conditions.is_empty() {
+        true => String::new(),
+        false => format!(" where {}", conditions.join(" and ")),
+    }
+}
+
+/// Whether Postgres could not read a value (class 22, data exception).
+fn is_bad_value(error: &Error) -> bool {
+    error.sql_state().is_some_and(|state| state.starts_with("22"))
 }

@@ -143,6 +143,42 @@ catalogue! {
     TaskCompleted = "task.completed", "Task completed", TasksRead, task();
     /// A task was deleted.
     TaskDeleted = "task.deleted", "Task deleted", TasksRead, task();
+    /// Somebody commented on a task; `newly_mentioned_ids` are those whom it names for the first time.
+    CommentCreated = "comment.created", "Comment made", CommentsRead, comment();
+    /// A comment was edited.
+    CommentUpdated = "comment.updated", "Comment edited", CommentsRead, comment();
+    /// A comment was deleted.
+    CommentDeleted = "comment.deleted", "Comment deleted", CommentsRead, comment();
+    /// Somebody sent a message to a project; one with a `parent_id` is a reply.
+    MessageCreated = "message.created", "Message sent", MessagesRead, message();
+    /// A message was edited.
+    MessageUpdated = "message.updated", "Message edited", MessagesRead, message();
+    /// A message was deleted.
+    MessageDeleted = "message.deleted", "Message deleted", MessagesRead, message();
+    /// A file was attached to a task, a comment or a message.
+    AttachmentCreated = "attachment.created", "Attachment added", TasksRead, attachment();
+    /// What is said of an attachment changed.
+    AttachmentUpdated = "attachment.updated", "Attachment changed", TasksRead, attachment();
+    /// An attachment was deleted with its file.
+    AttachmentDeleted = "attachment.deleted", "Attachment deleted", TasksRead, attachment();
+    /// Somebody asked for an import.
+    ImportRequested = "import.requested", "Import asked for", FilesWrite, import("queued");
+    /// An import was done, or a dry run found nothing wrong.
+    ImportCompleted = "import.completed", "Import completed", FilesWrite, import("done");
+    /// An import came to its end with errors, or left lines out; nothing was imported if a check found them.
+    ImportFailed = "import.failed", "Import failed", FilesWrite, import("failed");
+    /// Somebody ended an import; what was written until then stays.
+    ImportCanceled = "import.canceled", "Import canceled", FilesWrite, import("canceled");
+    /// Somebody asked for an export.
+    ExportRequested = "export.requested", "Export asked for", FilesWrite, export("queued");
+    /// The file of an export is there.
+    ExportCompleted = "export.completed", "Export completed", FilesWrite, export("done");
+    /// An export could not be made.
+    ExportFailed = "export.failed", "Export failed", FilesWrite, export("failed");
+    /// A file was uploaded.
+    FileUploaded = "file.uploaded", "File uploaded", FilesRead, file();
+    /// A file that was not in use was deleted.
+    FileDeleted = "file.deleted", "File deleted", FilesRead, file();
     /// An update was announced.
     UpdateCreated = "update.created", "Update announced", UpdatesRead, update();
     /// An update changed.
@@ -207,17 +243,55 @@ fn api_key() -> Value {
 }
 
 fn project() -> Value {
-    json!({"id": ID, "name": "Website relaunch", "slug": "website-relaunch", "description": null,
+    json!({"id": ID, "external_id": null, "name": "Website relaunch", "slug": "website-relaunch", "description": null,
         "status": "active", "priority": "high", "owner_id": ID, "created_by": ID, "member_ids": [],
         "start_date": "2026-01-05", "end_date": null, "budget": {"amount": "25000.00", "currency": "SGD"},
         "progress": 35.0, "created_at": TIME, "updated_at": TIME})
 }
 
 fn task() -> Value {
-    json!({"id": ID, "project_id": ID, "title": "Write the landing page", "description": null,
-        "status": "in_progress", "priority": "medium", "assignee_ids": [ID], "created_by": ID,
-        "due_date": "2026-02-14", "estimated_hours": 6.5, "actual_hours": null, "impact": 20.0,
-        "completed_at": null, "created_at": TIME, "updated_at": TIME})
+    json!({"id": ID, "project_id": ID, "parent_id": null, "external_id": null, "title": "Write the landing page",
+        "description": null, "status": "in_progress", "priority": "medium", "assignee_ids": [ID], "waits_for": [],
+        "created_by": ID, "due_date": "2026-02-14", "estimated_hours": 6.5, "actual_hours": null, "impact": 20.0,
+        "position": "1767225600000000", "completed_at": null, "created_at": TIME, "updated_at": TIME})
+}
+
+fn comment() -> Value {
+    json!({"id": ID, "task_id": ID, "project_id": ID, "author_id": ID, "body": "The lab wants the samples by Friday",
+        "mention_ids": [ID], "attachments": [], "edited_at": null, "created_at": TIME, "updated_at": TIME,
+        "task_title": "Write the landing page", "concerned_ids": [ID], "newly_mentioned_ids": [ID]})
+}
+
+fn message() -> Value {
+    json!({"id": ID, "project_id": ID, "parent_id": null, "number": 17, "author_id": ID,
+        "body": "The retort comes on Tuesday", "mention_ids": [ID], "attachments": [], "reply_count": 0,
+        "last_reply_at": null, "edited_at": null, "deleted_at": null, "created_at": TIME, "updated_at": TIME,
+        "project_name": "Website relaunch", "parent_author_id": null, "newly_mentioned_ids": [ID]})
+}
+
+fn attachment() -> Value {
+    json!({"id": ID, "project_id": ID, "task_id": ID, "comment_id": null, "message_id": null, "file": file(),
+        "description": "The page as it is now", "is_proof_of_completion": true, "created_by": ID, "created_at": TIME})
+}
+
+fn import(state: &str) -> Value {
+    json!({"id": ID, "resource": "tasks", "format": "csv", "file_id": ID, "dry_run": false, "state": state,
+        "lines_total": 240, "lines_done": 240, "created": 230, "updated": 9, "unchanged": 1, "failed": 0, "errors": [],
+        "error_report_id": null, "message": null, "requested_by": ID, "created_at": TIME, "updated_at": TIME,
+        "finished_at": TIME})
+}
+
+fn export(state: &str) -> Value {
+    json!({"id": ID, "resource": "tasks", "format": "csv", "filters": {}, "state": state, "rows_total": 240,
+        "rows_done": 240, "file_id": ID, "message": null, "requested_by": ID, "created_at": TIME, "updated_at": TIME,
+        "finished_at": TIME})
+}
+
+fn file() -> Value {
+    json!({"id": ID, "name": "floor-plan.png", "size": 48213,
+        "sha256": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", "content_type": "image/png",
+        "kind": "image", "purpose": "upload", "uploaded_by": ID, "thumbnail": "pending",
+        "expires_at": "2026-01-06T09:00:00Z", "created_at": TIME})
 }
 
 fn module(state: &str, archive: Option<&str>) -> Value {

@@ -5,6 +5,7 @@
 //! event its position and hands it to webhooks, notifications and streams: at least once, in the
 //! order of the positions.
 
+pub mod activity;
 mod api;
 mod catalogue;
 mod dispatcher;
@@ -18,6 +19,7 @@ use serde_json::{Value, json};
 use tokio_postgres::types::Json as Jsonb;
 use uuid::Uuid;
 
+pub use activity::ActivityApi;
 pub use api::{EventsApi, page};
 pub use catalogue::EventType;
 pub use dispatcher::dispatch;
@@ -131,6 +133,57 @@ pub async fn record(
     );
     logged?;
     told
+}
+
+/// Records many changes at once: of each what is told of it, and its entry in the audit log. Those of a batch have
+/// one statement together for each table.
+pub async fn record_many(
+    tx: &TenantTx,
+    app: &App,
+    who: &Actor,
+    what: &[(EventType, Uuid, Changes)],
+) -> Result<()> {
+    let (logged, told) = join!(audit::record_many(tx, app, who, what), emit_many(tx, app, who, what));
+    logged.and(told)
+}
+
+/// Records many events beside those that their changes have in the audit log.
+pub async fn emit_many(
+    tx: &TenantTx,
+    app: &App,
+    who: &Actor,
+    what: &[(EventType, Uuid, Changes)],
+) -> Result<()> {
+    if what.is_empty() {
+        return Ok(());
+    }
+    let (organization, now) = (tx.organization(), app.clock.now());
+    let ids: Vec<Uuid> = what.iter().map(|_| Uuid::now_v7()).collect();
+    let kinds: Vec<EventType> = what.iter().map(|(kind, _, _)| *kind).collect();
+    let versions: Vec<i32> = what.iter().map(|(kind, _, _)| kind.schema_version()).collect();
+    let resources: Vec<Uuid> = what.iter().map(|(_, resource, _)| *resource).collect();
+    let objects: Vec<&Value> = what.iter().map(|(_, _, changes)| changes.object()).collect();
+    let fields: Vec<&Value> = what.iter().map(|(_, _, changes)| changes.fields()).collect();
+    let events: [&(dyn ToSql + Sync); 10] =
+        [&ids, &now, &kinds, &versions, &who.kind, &who.id, &who.key, &resources, &objects, &fields];
+    let pending: [&(dyn ToSql + Sync); 2] = [&organization, &ids];
+    let (events, pending) = join!(
+        tx.execute(
+            "insert into events (id, occurred_at, type, schema_version, actor_kind, actor_id, api_key_id, resource_id, \
+             data, changes) select e.id, $2::timestamptz, e.type, e.version, $5::text, $6::uuid, $7::uuid, e.resource, \
+             e.data, e.changes from unnest($1::uuid[], $3::text[], $4::integer[], $8::uuid[], $9::jsonb[], \
+             $10::jsonb[]) as e (id, type, version, resource, data, changes)",
+            &events,
+        ),
+        tx.execute(
+            "insert into platform.outbox (organization_id, event_id) select $1::uuid, e.id \
+             from unnest($2::uuid[]) with ordinality as e (id, place) order by e.place",
+            &pending,
+        ),
+    );
+    events.and(pending)?;
+    tx.announce(OUTBOX);
+    Ok(())
 }
 
 /// Records an event beside the one that its change has in the audit log.

@@ -2,17 +2,22 @@
 //! them time limit, panics and the one error shape. Everything else runs inside these.
 
 use std::{
+    io,
     panic::AssertUnwindSafe,
-    sync::{Arc, Mutex},
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard},
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
-use futures_util::FutureExt;
+use bytes::Bytes;
+use futures_util::{FutureExt, Stream, stream::BoxStream};
 use poem::{
-    Endpoint, IntoResponse, Request, Response,
+    Body, Endpoint, IntoResponse, Request, Response,
     http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
     web::{Compress, CompressionAlgo},
 };
+use tokio::time::{Sleep, sleep};
 use tracing::Instrument;
 use uuid::Uuid;
 
@@ -25,6 +30,14 @@ use crate::{
 
 /// Answers shorter than this are sent as they are.
 const WORTH_COMPRESSING: usize = 1024;
+/// An upload may take as long as it takes, but is waited for so long at most...
+const SILENCE: Duration = Duration::from_secs(30);
+/// ... for each so many bytes of it.
+const LEAST: usize = 64 * 1024;
+/// What a form adds to the file in it.
+const FORM: u64 = 64 * 1024;
+/// What comes after this in a path opens something, and is nobody's to read in a log.
+const SECRET_BEHIND: &str = "/downloads/";
 
 /// The id by which a request is found in the log.
 #[derive(Clone)]
@@ -78,7 +91,7 @@ impl<E: Endpoint<Output = Response>> Endpoint for Front<E> {
         let method = request.method().clone();
         let path = request.uri().path().to_owned();
         let wanted = Wanted::of(&request);
-        let span = tracing::info_span!("request", request_id = %id, %method, path);
+        let span = tracing::info_span!("request", request_id = %id, %method, path = loggable(&path));
         let work = self.0.call(request).instrument(span.clone());
         let mut response = work.await.unwrap_or_else(|error| shaped(error, &id));
         let headers = response.headers_mut();
@@ -105,9 +118,14 @@ impl<E: Endpoint> Endpoint for Guarded<E> {
     async fn call(&self, mut request: Request) -> poem::Result<Response> {
         let id = request.data::<RequestId>().map_or_else(String::new, |id| id.0.clone());
         let config = &self.app.config.http;
-        if let Err(error) = acceptable(request.headers(), config.body_limit) {
+        let uploads = is_upload(&request);
+        let most = if uploads { self.app.config.files.max_bytes + FORM } else { config.body_limit as u64 };
+        if let Err(error) = acceptable(request.headers(), most) {
             payload::discard(Box::pin(request.take_body().into_bytes_stream()), config.body_limit).await;
             return Ok(error.to_response(&id));
+        }
+        if uploads {
+            return Ok(self.upload(request, &id).await);
         }
         let limit = Duration::from_secs(config.request_timeout_seconds);
         let work = AssertUnwindSafe(self.inner.call(request)).catch_unwind();
@@ -119,6 +137,124 @@ impl<E: Endpoint> Endpoint for Guarded<E> {
             Err(_) => shaped(Error::unavailable("This took too long and was stopped.", 5).into(), &id),
         })
     }
+}
+
+impl<E: Endpoint> Guarded<E> {
+    /// Lets a body through as it comes, for as long as it comes. A picture is no more than any other body, and
+    /// has the time of one.
+    async fn upload(&self, mut request: Request, id: &str) -> Response {
+        let config = &self.app.config.http;
+        let limit =
+            (request.method() == Method::PUT).then(|| Duration::from_secs(config.request_timeout_seconds));
+        let waits_for_word = request.headers().contains_key(header::EXPECT);
+        let body = Incoming::new(request.take_body(), SILENCE);
+        request.set_body(Body::from_bytes_stream(body.clone()));
+        let work = async {
+            // Given back before the rest of a body is read for nothing.
+            let _place = self.app.files.uploads().begin().await?;
+            self.inner.call(request).await
+        };
+        let work = AssertUnwindSafe(work).catch_unwind();
+        let done = match limit {
+            Some(limit) => tokio::time::timeout(limit, work).await,
+            None => Ok(work.await),
+        };
+        let response = match done {
+            Ok(Ok(Ok(response))) => response.into_response(),
+            Ok(Ok(Err(error))) => shaped(error, id),
+            Ok(Err(_)) => shaped(Error::internal("a handler panicked").into(), id),
+            Err(_) => shaped(Error::unavailable("This took too long and was stopped.", 5).into(), id),
+        };
+        // Who waits to be told to go on has sent nothing yet, and will not.
+        if !response.status().is_success() && (body.has_begun() || !waits_for_word) {
+            payload::discard(body, config.body_limit).await;
+        }
+        response
+    }
+}
+
+/// The body of an upload: it ends with an error where too little comes for a while. Clones read the same body.
+#[derive(Clone)]
+struct Incoming(Arc<Mutex<Flow>>);
+
+struct Flow {
+    bytes: BoxStream<'static, io::Result<Bytes>>,
+    silence: Duration,
+    /// Runs while the sender is waited for.
+    patience: Pin<Box<Sleep>>,
+    waits_since: Option<tokio::time::Instant>,
+    /// How long the sender was waited for, and what came of it, since it was last enough.
+    waited: Duration,
+    came: usize,
+    has_begun: bool,
+}
+
+impl Incoming {
+    fn new(body: Body, silence: Duration) -> Self {
+        let (bytes, patience) = (Box::pin(body.into_bytes_stream()), Box::pin(sleep(silence)));
+        Self(Arc::new(Mutex::new(Flow {
+            bytes,
+            silence,
+            patience,
+            waits_since: None,
+            waited: Duration::ZERO,
+            came: 0,
+            has_begun: false,
+        })))
+    }
+
+    fn flow(&self) -> MutexGuard<'_, Flow> {
+        self.0.lock().expect("nothing panics with the lock held")
+    }
+
+    fn has_begun(&self) -> bool {
+        self.flow().has_begun
+    }
+}
+
+impl Stream for Incoming {
+    type Item = io::Result<Bytes>;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let mut flow = self.flow();
+        flow.has_begun = true;
+        if let Poll::Ready(piece) = flow.bytes.as_mut().poll_next(context) {
+            // Time in which nobody wanted to read is not the sender's.
+            let waited = flow.waits_since.take().map_or(Duration::ZERO, |since| since.elapsed());
+            flow.waited += waited;
+            flow.came += piece.as_ref().and_then(|piece| piece.as_ref().ok()).map_or(0, Bytes::len);
+            if flow.came >= LEAST {
+                (flow.waited, flow.came) = (Duration::ZERO, 0);
+            }
+            return Poll::Ready(piece);
+        }
+        if flow.waits_since.is_none() {
+            let now = tokio::time::Instant::now();
+            flow.waits_since = Some(now);
+            let until = now + flow.silence.saturating_sub(flow.waited);
+            flow.patience.as_mut().reset(until);
+        }
+        let silence = flow.silence;
+        flow.patience.as_mut().poll(context).map(|()| {
+            let told = format!("less than {LEAST} bytes came in {} s", silence.as_secs());
+            Some(Err(io::Error::new(io::ErrorKind::TimedOut, told)))
+        })
+    }
+}
+
+/// Whether a request brings a file, which nothing may hold in memory on its way.
+pub(super) fn is_upload(request: &Request) -> bool {
+    let path = request.original_uri().path();
+    match *request.method() {
+        Method::POST => path == "/api/v1/files",
+        Method::PUT => path.starts_with("/api/v1/") && path.ends_with("/avatar"),
+        _ => false,
+    }
+}
+
+/// A path without what it opens.
+fn loggable(path: &str) -> &str {
+    path.find(SECRET_BEHIND).map_or(path, |at| &path[..at + SECRET_BEHIND.len()])
 }
 
 /// Any error in the one shape; what is our fault goes to the log with its cause.
@@ -142,14 +278,14 @@ fn request_id(request: &Request) -> String {
     }
 }
 
-fn acceptable(headers: &HeaderMap, body_limit: usize) -> Result<(), Error> {
+fn acceptable(headers: &HeaderMap, most: u64) -> Result<(), Error> {
     if headers.get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding != "identity") {
         return Err(Error::new(Code::UnsupportedMediaType, "Send the body without Content-Encoding."));
     }
     let length =
-        headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-    if length.is_some_and(|length| length > body_limit) {
-        return Err(payload::too_large(body_limit));
+        headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if length.is_some_and(|length| length > most) {
+        return Err(payload::too_large(most));
     }
     Ok(())
 }
@@ -158,6 +294,9 @@ fn secure(headers: &mut HeaderMap, path: &str) {
     // The documentation page carries its script and style in itself.
     let policy = if path.starts_with("/docs") {
         "default-src 'self'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
+    } else if headers.contains_key(header::CONTENT_DISPOSITION) {
+        // What somebody uploaded is nobody's page.
+        "default-src 'none'; frame-ancestors 'none'; sandbox"
     } else {
         "default-src 'none'; frame-ancestors 'none'"
     };
@@ -241,7 +380,9 @@ fn compressible(response: &Response) -> bool {
         || kind.starts_with("application/yaml");
     // Unknown for the documentation pages, which are long.
     let length = response.header(header::CONTENT_LENGTH).and_then(|length| length.parse::<usize>().ok());
-    text && response.header(header::CONTENT_ENCODING).is_none()
+    // Files are sent as they are: their length and their parts are those of the file.
+    text && response.header(header::CONTENT_DISPOSITION).is_none()
+        && response.header(header::CONTENT_ENCODING).is_none()
         && length.is_none_or(|length| length >= WORTH_COMPRESSING)
 }
 
@@ -272,6 +413,34 @@ mod tests {
             (&"SERVER_ERROR".into(), &id.into())
         );
         assert!(!body.contains("inside story"));
+    }
+
+    #[test]
+    fn what_opens_something_is_not_logged() {
+        assert_eq!(loggable("/api/v1/downloads/4fQz"), "/api/v1/downloads/");
+        assert_eq!(loggable("/api/v1/files"), "/api/v1/files");
+    }
+
+    #[tokio::test]
+    async fn a_body_may_be_slow_but_not_silent() {
+        use futures_util::StreamExt;
+        let piece = |milliseconds| async move {
+            sleep(Duration::from_millis(milliseconds)).await;
+            io::Result::Ok(Bytes::from_static(b"x"))
+        };
+        let slow = futures_util::stream::iter([100, 150, 5_000]).then(piece);
+        let mut body = Incoming::new(Body::from_bytes_stream(slow), Duration::from_millis(600));
+        for _ in 0..2 {
+            assert!(body.next().await.unwrap().is_ok());
+            // Who reads slowly is not the sender's fault.
+            sleep(Duration::from_millis(700)).await;
+        }
+        assert_eq!(body.next().await.unwrap().unwrap_err().kind(), io::ErrorKind::TimedOut);
+        // Nor does it help to send a byte now and then.
+        let trickle = futures_util::stream::iter([200; 20]).then(piece);
+        let body = Incoming::new(Body::from_bytes_stream(trickle), Duration::from_millis(600));
+        let came = body.take_while(|piece| std::future::ready(piece.is_ok())).count().await;
+        assert!(came < 4, "{came}");
     }
 
     #[test]

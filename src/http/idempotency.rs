@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use super::{
     client_address,
-    front::{RequestId, shaped},
+    front::{RequestId, is_upload, shaped},
     host_name, payload,
 };
 use crate::{
@@ -54,9 +54,22 @@ impl<E: Endpoint> Endpoint for Idempotent<E> {
             // Not let in, or nothing there: the handler says so, and nothing is stored.
             return self.inner.call(request).await.map(IntoResponse::into_response);
         };
-        let body = payload::read(request.take_body(), self.app.config.http.body_limit).await?;
-        let hash = fingerprint(&request, &body);
-        request.set_body(body);
+        let is_upload = is_upload(&request);
+        let hash = if is_upload {
+            // What is not read before it is stored is known by its length.
+            let length = request.headers().get(header::CONTENT_LENGTH).ok_or_else(|| {
+                Error::invalid(
+                    "Idempotency-Key",
+                    "takes a Content-Length with an upload; send one, or leave the key out",
+                )
+            })?;
+            fingerprint(&request, length.as_bytes())
+        } else {
+            let body = payload::read(request.take_body(), self.app.config.http.body_limit).await?;
+            let hash = fingerprint(&request, &body);
+            request.set_body(body);
+            hash
+        };
         match claim(&self.app, &caller, &key, &hash).await? {
             Claim::Answered(response) => Ok(response),
             Claim::Ours(id) => {
@@ -66,7 +79,7 @@ impl<E: Endpoint> Endpoint for Idempotent<E> {
                     Ok(output) => output.into_response(),
                     Err(error) => shaped(error, &request_id),
                 };
-                Ok(abandoned.settle(response).await?)
+                Ok(abandoned.settle(response, is_upload).await?)
             }
         }
     }
@@ -207,7 +220,7 @@ struct Abandon {
 }
 
 impl Abandon {
-    async fn settle(mut self, response: Response) -> Result<Response> {
+    async fn settle(mut self, response: Response, is_upload: bool) -> Result<Response> {
         let Some(id) = self.id else { return Ok(response) };
         // What time or somebody else mends must not be the answer for a day.
         let passing = [
@@ -216,7 +229,11 @@ impl Abandon {
             StatusCode::LOCKED,
             StatusCode::TOO_MANY_REQUESTS,
         ];
-        let final_answer = !response.status().is_server_error() && !passing.contains(&response.status());
+        // Of an upload nothing but its success is certain: the same one is refused because it broke off.
+        let final_answer = match is_upload {
+            true => response.status().is_success(),
+            false => !response.status().is_server_error() && !passing.contains(&response.status()),
+        };
         let (mut parts, body) = response.into_parts();
         let bytes = body.into_bytes().await.map_err(Error::internal)?;
         if final_answer {

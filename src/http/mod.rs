@@ -9,7 +9,8 @@ mod server;
 pub use etag::IfMatch;
 pub use front::{RequestId, Verdicts};
 pub use payload::{
-    Accepted, Body, Created, EventStream, Json, JsonLines, NoContent, Queued, Single, Versioned,
+    Accepted, Body, Created, Download, EventStream, Json, JsonLines, NoContent, Outgoing, Part, Queued,
+    Single, Upload, Versioned,
 };
 pub use server::{endpoint, serve};
 

@@ -1,13 +1,27 @@
 //! What bodies look like: read with serde, so that an error names the field, and documented by
 //! poem-openapi.
 
-use std::{marker::PhantomData, sync::Arc, time::Duration};
+use std::{
+    io,
+    marker::PhantomData,
+    ops::Range,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt};
+use futures_util::{
+    Stream, StreamExt, TryStreamExt,
+    stream::{self, BoxStream},
+};
 use poem::{
-    Endpoint, IntoResponse, Request, RequestBody, Response,
+    Endpoint, FromRequest, IntoResponse, Request, RequestBody, Response,
     http::{HeaderValue, StatusCode, header},
+    web::Multipart,
 };
 use poem_openapi::{
     ApiExtractor, ApiExtractorType, ApiResponse, ExtractParamOptions,
@@ -18,8 +32,10 @@ use poem_openapi::{
     types::{ParseFromJSON, ToJSON, Type},
 };
 use serde::{Serialize, de::DeserializeOwned};
+use tokio::io::AsyncRead;
+use tokio_util::io::ReaderStream;
 
-use super::etag::etag;
+use super::{etag::etag, front::is_upload};
 use crate::{
     app::App,
     error::{Code, Error},
@@ -62,11 +78,14 @@ impl<'a, T: DeserializeOwned + ParseFromJSON> ApiExtractor<'a> for Body<T> {
 }
 
 fn is_json(request: &Request) -> bool {
-    request.content_type().is_some_and(|named| {
-        let media_type = named.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-        media_type == "application/json"
-            || (media_type.starts_with("application/") && media_type.ends_with("+json"))
-    })
+    let named = media_type(request);
+    named == "application/json" || (named.starts_with("application/") && named.ends_with("+json"))
+}
+
+/// What a request calls its body, without parameters.
+fn media_type(request: &Request) -> String {
+    let named = request.content_type().unwrap_or_default();
+    named.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
 /// Reads a JSON body to its end before anything is decided: who may do what is then asked right
@@ -80,7 +99,7 @@ impl<E: Endpoint> Endpoint for Buffered<E> {
     type Output = E::Output;
 
     async fn call(&self, mut request: Request) -> poem::Result<E::Output> {
-        if is_json(&request) {
+        if is_json(&request) && !is_upload(&request) {
             let body = read(request.take_body(), self.app.config.http.body_limit).await?;
             request.set_body(body);
         }
@@ -98,14 +117,14 @@ pub async fn read(body: poem::Body, limit: usize) -> Result<Vec<u8>, Error> {
         })?;
         if bytes.len() + piece.len() > limit {
             discard(stream, limit).await;
-            return Err(too_large(limit));
+            return Err(too_large(limit as u64));
         }
         bytes.extend_from_slice(&piece);
     }
     Ok(bytes)
 }
 
-pub(super) fn too_large(limit: usize) -> Error {
+pub fn too_large(limit: u64) -> Error {
     Error::new(Code::PayloadTooLarge, format!("The body may have at most {limit} bytes."))
 }
 
@@ -166,6 +185,298 @@ fn without_position(message: &str) -> String {
         Some((told, _)) => told.to_owned(),
         None => message.to_owned(),
     }
+}
+
+/// What of a form is read ahead of the file in it, at most: the heads of its parts are kept in memory.
+const READ_AHEAD: u64 = 4 * 1024 * 1024;
+/// Pieces in which the file in a form is read.
+const PIECE: usize = 64 * 1024;
+
+/// A file on its way in, as it comes: the one part `file` of a form, or a whole body of any other type.
+pub struct Upload {
+    name: Option<String>,
+    announced: Option<u64>,
+    bytes: BoxStream<'static, Result<Bytes, Error>>,
+}
+
+impl Upload {
+    /// What the sender calls the file, where it is in a form.
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
+    /// How many bytes the file has at least, where the sender says how long the body is.
+    pub fn announced(&self) -> Option<u64> {
+        self.announced
+    }
+
+    /// The bytes. Where the form is not as it should be, the last item is an error.
+    pub fn into_bytes(self) -> BoxStream<'static, Result<Bytes, Error>> {
+        self.bytes
+    }
+
+    async fn of_form(request: &Request, body: poem::Body, length: Option<u64>) -> poem::Result<Self> {
+        // What was handed to the reader of the form, and did not come out yet.
+        let ahead = Arc::new(AtomicU64::new(0));
+        let counted = {
+            let ahead = ahead.clone();
+            body.into_bytes_stream().map(move |piece| {
+                let piece = piece?;
+                let more = piece.len() as u64;
+                match ahead.fetch_add(more, Ordering::Relaxed) + more > READ_AHEAD {
+                    true => Err(io::Error::other("the head of a part does not end")),
+                    false => Ok(piece),
+                }
+            })
+        };
+        let mut counted = RequestBody::new(poem::Body::from_bytes_stream(counted));
+        let form = <Multipart as FromRequest>::from_request(request, &mut counted).await;
+        let mut form = form.map_err(|_| unreadable_form())?;
+        let part = form.next_field().await.map_err(broken)?.ok_or_else(no_file)?;
+        if part.name() != Some("file") {
+            Err(match part.name() {
+                Some(other) => Error::field(
+                    Code::Validation,
+                    other,
+                    "unknown",
+                    format!("There is no part {other}. Send one part `file`."),
+                ),
+                None => no_file(),
+            })?;
+        }
+        let name = part.file_name().map(str::to_owned);
+        let reader: Pin<Box<dyn AsyncRead + Send>> = Box::pin(part.into_async_read());
+        let state = (Some(ReaderStream::with_capacity(reader, PIECE)), form, ahead);
+        let bytes = stream::try_unfold(state, |(mut reader, mut form, ahead)| async move {
+            if let Some(open) = &mut reader
+                && let Some(piece) = open.try_next().await.map_err(broken)?
+            {
+                let read = piece.len() as u64;
+                let _ = ahead.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |before| {
+                    Some(before.saturating_sub(read))
+                });
+                return Ok(Some((piece, (reader, form, ahead))));
+            }
+            // The form goes on once nobody holds the part any more.
+            drop(reader);
+            match form.next_field().await.map_err(broken)? {
+                None => Ok(None),
+                Some(_) => Err(Error::invalid("file", "must be the only part; send a request for each file")),
+            }
+        });
+        // The heads and the ends of a form take some of its length.
+        Ok(Self {
+            name,
+            announced: length.map(|length| length.saturating_sub(16 * 1024)),
+            bytes: bytes.boxed(),
+        })
+    }
+}
+
+fn no_file() -> Error {
+    Error::field(Code::Validation, "file", "required", "Send the file as the part `file`.")
+}
+
+fn unreadable_form() -> Error {
+    Error::new(Code::UnsupportedMediaType, "Send a form as multipart/form-data, with its boundary.")
+}
+
+fn broken(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::new(Code::Validation, format!("The upload could not be read to its end: {error}."))
+        .caused_by(error)
+}
+
+impl<'a> ApiExtractor<'a> for Upload {
+    const TYPES: &'static [ApiExtractorType] = &[ApiExtractorType::RequestObject];
+    type ParamType = ();
+    type ParamRawType = ();
+
+    fn request_meta() -> Option<MetaRequest> {
+        let form = MetaSchema {
+            required: vec!["file"],
+            properties: vec![("file", MetaSchemaRef::Inline(Box::new(bytes_schema())))],
+            example: Some(serde_json::json!({"file": "(the bytes of the file)"})),
+            ..MetaSchema::new("object")
+        };
+        let content = vec![
+            MetaMediaType {
+                content_type: "multipart/form-data",
+                schema: MetaSchemaRef::Inline(Box::new(form)),
+            },
+            MetaMediaType { content_type: OCTETS, schema: MetaSchemaRef::Inline(Box::new(bytes_schema())) },
+        ];
+        let description =
+            Some("A form with the one part `file`, or the bytes of the file as any other type.");
+        Some(MetaRequest { description, content, required: true })
+    }
+
+    async fn from_request(
+        request: &'a Request,
+        body: &mut RequestBody,
+        _options: ExtractParamOptions<()>,
+    ) -> poem::Result<Self> {
+        let length = request.headers().get(header::CONTENT_LENGTH);
+        let length = length.and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+        let (named, body) = (media_type(request), body.take()?);
+        if named == "multipart/form-data" {
+            return Self::of_form(request, body, length).await;
+        }
+        if named.starts_with("multipart/") {
+            Err(unreadable_form())?;
+        }
+        if named == "application/x-www-form-urlencoded" {
+            Err(Error::new(
+                Code::UnsupportedMediaType,
+                "Send the file as multipart/form-data, or as it is with its own Content-Type.",
+            ))?;
+        }
+        let bytes = body.into_bytes_stream().map_err(broken).boxed();
+        Ok(Self { name: None, announced: length, bytes })
+    }
+}
+
+const OCTETS: &str = "application/octet-stream";
+
+fn bytes_schema() -> MetaSchema {
+    MetaSchema {
+        format: Some("binary"),
+        example: Some("(the bytes of the file)".into()),
+        ..MetaSchema::new("string")
+    }
+}
+
+/// What is told of a file on its way out.
+pub struct Outgoing<'a> {
+    pub name: &'a str,
+    pub content_type: &'a str,
+    /// Bytes of the whole.
+    pub size: u64,
+    /// With its quotes.
+    pub etag: String,
+    /// Whether a browser may show it: for pictures only.
+    pub inline: bool,
+}
+
+/// Which part of a file is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Part {
+    Whole,
+    Bytes(Range<u64>),
+    /// There is no such part.
+    Nowhere,
+}
+
+impl Part {
+    /// By the headers `Range` and `If-Range`. What is no range of bytes, or several, asks for the whole.
+    pub fn of(range: Option<&str>, if_range: Option<&str>, size: u64, etag: &str) -> Self {
+        if if_range.is_some_and(|tag| tag != etag) {
+            return Self::Whole;
+        }
+        let Some(asked) = range.and_then(|range| range.trim().strip_prefix("bytes=")) else {
+            return Self::Whole;
+        };
+        let Some((first, last)) = asked.trim().split_once('-') else { return Self::Whole };
+        let digits = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
+        if !digits(first) || !digits(last) || (first.is_empty() && last.is_empty()) {
+            return Self::Whole;
+        }
+        // Numbers that are too large for the type are beyond every end.
+        let number = |text: &str| text.parse().unwrap_or(u64::MAX);
+        if first.is_empty() {
+            let from_end = number(last).min(size);
+            return if from_end == 0 { Self::Nowhere } else { Self::Bytes(size - from_end..size) };
+        }
+        let (from, last) = (number(first), if last.is_empty() { u64::MAX } else { number(last) });
+        if last < from {
+            Self::Whole
+        } else if from >= size {
+            Self::Nowhere
+        } else {
+            Self::Bytes(from..last.saturating_add(1).min(size))
+        }
+    }
+}
+
+/// 200 with a file, or 206 with a part of it. No browser runs what is in it.
+pub struct Download(Response);
+
+impl Download {
+    pub fn new(
+        told: &Outgoing<'_>,
+        part: &Part,
+        bytes: impl Stream<Item = Result<Bytes, Error>> + Send + 'static,
+    ) -> Self {
+        let (status, length) = match part {
+            Part::Bytes(range) => (StatusCode::PARTIAL_CONTENT, range.end - range.start),
+            _ => (StatusCode::OK, told.size),
+        };
+        let body = poem::Body::from_bytes_stream(bytes.map_err(io::Error::other));
+        let mut response = Response::builder()
+            .status(status)
+            .header(header::CONTENT_TYPE, told.content_type)
+            .header(header::CONTENT_LENGTH, length)
+            .header(header::CONTENT_DISPOSITION, disposition(told.name, told.inline))
+            .header(header::ACCEPT_RANGES, "bytes")
+            .header(header::ETAG, &told.etag)
+            .body(body);
+        if let Part::Bytes(range) = part {
+            let named = format!("bytes {}-{}/{}", range.start, range.end - 1, told.size);
+            response = with_header(response, header::CONTENT_RANGE, &named);
+        }
+        Self(response)
+    }
+
+    /// 416: the file has no such part.
+    pub fn nowhere(size: u64, request_id: &str) -> Self {
+        let error = Error::new(
+            Code::RangeNotSatisfiable,
+            format!("The file has {size} bytes; ask for a part of those."),
+        );
+        let response = error.to_response(request_id);
+        Self(with_header(response, header::CONTENT_RANGE, &format!("bytes */{size}")))
+    }
+}
+
+/// How a browser is told to save a file, and under which name.
+fn disposition(name: &str, inline: bool) -> String {
+    let plain: String =
+        name.chars().map(|c| if c.is_ascii_alphanumeric() || "._- ".contains(c) { c } else { '_' }).collect();
+    let mut encoded = String::new();
+    for byte in name.bytes() {
+        match byte.is_ascii_alphanumeric() || b"._-".contains(&byte) {
+            true => encoded.push(byte.into()),
+            false => encoded += &format!("%{byte:02X}"),
+        }
+    }
+    let how = if inline { "inline" } else { "attachment" };
+    format!("{how}; filename=\"{plain}\"; filename*=UTF-8''{encoded}")
+}
+
+impl IntoResponse for Download {
+    fn into_response(self) -> Response {
+        self.0
+    }
+}
+
+impl ApiResponse for Download {
+    fn meta() -> MetaResponses {
+        let headers = [
+            ("Content-Disposition", "How to save it, and its name"),
+            ("ETag", "Its digest, for If-None-Match and If-Range"),
+        ];
+        let mut whole = meta::<String>(200, "The file", &headers);
+        let part =
+            meta::<String>(206, "The part that was asked for", &[("Content-Range", "Which part it is")]);
+        whole.responses.extend(part.responses);
+        for response in &mut whole.responses {
+            let content = &mut response.content[0];
+            content.content_type = OCTETS;
+            content.schema = MetaSchemaRef::Inline(Box::new(bytes_schema()));
+        }
+        whole
+    }
+
+    fn register(_registry: &mut Registry) {}
 }
 
 /// An object with a version, which is its `ETag`.
@@ -457,6 +768,33 @@ mod tests {
             panic!("the body is text")
         };
         serde_json::from_str::<serde_json::Value>(&body).unwrap()["error"]["fields"].clone()
+    }
+
+    #[test]
+    fn parts_of_files_are_those_that_are_there() {
+        let part = |range| Part::of(Some(range), None, 100, "\"x\"");
+        assert_eq!(part("bytes=0-0"), Part::Bytes(0..1));
+        assert_eq!(part("bytes=10-"), Part::Bytes(10..100));
+        assert_eq!(part("bytes=-10"), Part::Bytes(90..100));
+        assert_eq!(part("bytes=-1000"), Part::Bytes(0..100));
+        assert_eq!(part("bytes=90-99999999999999999999"), Part::Bytes(90..100));
+        for nowhere in ["bytes=100-", "bytes=100-200", "bytes=-0"] {
+            assert_eq!(part(nowhere), Part::Nowhere, "{nowhere}");
+        }
+        for whole in ["bytes=5-1", "bytes=-", "bytes=a-b", "lines=1-2", "bytes=0-1,5-6", "bytes=+1-2", ""] {
+            assert_eq!(part(whole), Part::Whole, "{whole}");
+        }
+        assert_eq!(Part::of(Some("bytes=0-0"), Some("\"y\""), 100, "\"x\""), Part::Whole);
+        assert_eq!(Part::of(Some("bytes=0-0"), Some("\"x\""), 100, "\"x\""), Part::Bytes(0..1));
+        assert_eq!(Part::of(None, None, 100, "\"x\""), Part::Whole);
+    }
+
+    #[test]
+    fn a_name_does_not_break_out_of_its_header() {
+        assert_eq!(
+            disposition("a\"; x=ä\r\n.html", false),
+            "attachment; filename=\"a__ x____.html\"; filename*=UTF-8''a%22%3B%20x%3D%C3%A4%0D%0A.html"
+        );
     }
 
     #[test]

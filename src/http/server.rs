@@ -80,6 +80,9 @@ fn cors() -> Cors {
             "idempotent-replayed",
             "ratelimit",
             "ratelimit-policy",
+            "content-disposition",
+            "content-range",
+            "accept-ranges",
         ])
         .max_age(600)
         .allow_origins_fn(|_| true)

@@ -30,6 +30,7 @@ pub use delivery::DeliverNotification;
 pub use digest::{CollectDigests, SendDigest, collect_digests};
 pub use notices::{Audience, Notice, NoticeKind, Rule, added, ids, text_of};
 pub use numbers::{NotificationNumbersApi, SendSmsCode};
+pub use people::names;
 pub use reports::{WeeklyReport, begin_weekly_reports};
 pub use settings::NotificationSettingsApi;
 

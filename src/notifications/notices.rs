@@ -20,6 +20,14 @@ text_enum! {
         TaskCompleted = "task_completed",
         /// You were added to a project, or own it now.
         ProjectAdded = "project_added",
+        /// A comment on a task mentions you.
+        MentionedInComment = "mentioned_in_comment",
+        /// A message in a project mentions you.
+        MentionedInMessage = "mentioned_in_message",
+        /// Somebody commented on a task that you made or are assigned to.
+        TaskCommented = "task_commented",
+        /// Somebody replied in a thread that you began.
+        MessageReplied = "message_replied",
         /// Somebody became a member.
         MemberJoined = "member_joined",
         /// Your role was changed.
@@ -53,6 +61,8 @@ impl NoticeKind {
         match self {
             Self::TaskAssigned | Self::TaskCompleted => Permission::TasksRead,
             Self::ProjectAdded => Permission::ProjectsRead,
+            Self::MentionedInComment | Self::TaskCommented => Permission::CommentsRead,
+            Self::MentionedInMessage | Self::MessageReplied => Permission::MessagesRead,
             Self::MemberJoined | Self::MemberUpdated => Permission::MembersRead,
             Self::WebhookDisabled => Permission::WebhooksManage,
             Self::ApiKeyLeaked => Permission::ApiKeysManage,

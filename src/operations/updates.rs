@@ -20,7 +20,7 @@ use crate::{
     error::{Error, Result},
     events::{self, EventType},
     http::{Body, Created, IfMatch, Json, NoContent, Single, Versioned},
-    page::{Page, Paging, Sort, SortKey, SortKeys, key, nullable_key},
+    page::{ListCursor, Page, Paging, Sort, SortKey, SortKeys, key, nullable_key},
     types::{EXAMPLE_ID, Text, change, change_optional, check_year, example, example_time, text_enum},
 };
 
@@ -155,11 +155,11 @@ pub struct UpdateKeys;
 
 impl SortKeys for UpdateKeys {
     const KEYS: &[SortKey] = &[
-        key("published_at"),
-        key("created_at"),
-        key("updated_at"),
-        key("title"),
-        nullable_key("expires_at"),
+        key("published_at", "timestamptz"),
+        key("created_at", "timestamptz"),
+        key("updated_at", "timestamptz"),
+        key("title", "text"),
+        nullable_key("expires_at", "timestamptz"),
     ];
 }
 
@@ -175,6 +175,7 @@ impl UpdatesApi {
         who: Can<UpdatesRead>,
         page: Query<Option<u32>>,
         page_size: Query<Option<u32>>,
+        cursor: Query<Option<ListCursor>>,
         #[oai(name = "type")] kind: Query<Option<UpdateKind>>,
         priority: Query<Option<UpdatePriority>>,
         /// All of them where it is absent.
@@ -182,8 +183,8 @@ impl UpdatesApi {
         /// `-published_at` by default.
         sort: Query<Option<Sort<UpdateKeys>>>,
     ) -> Result<Json<Page<Update>>> {
-        let paging = Paging::new(page.0, page_size.0)?;
-        let order = sort.0.as_ref().map_or("published_at desc, id desc", Sort::order);
+        let paging = Paging::new(page.0, page_size.0, cursor.0)?;
+        let order = Sort::or(sort.0, "-published_at");
         let now = who.app.clock.now();
         let tx = who.begin().await?;
         let select =
@@ -196,8 +197,8 @@ impl UpdatesApi {
             }
             Some(UpdateState::Expired) => select.and("expires_at <= ?", &now),
         };
-        let (rows, total) = select.page(&tx, order, paging).await?;
-        Ok(Json(paging.answer(rows.iter().map(from_row).collect::<Result<_>>()?, total)))
+        let page = select.page(&tx, &order, &paging, from_row).await?;
+        Ok(Json(page))
     }
 
     /// Create an update.

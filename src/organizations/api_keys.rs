@@ -26,7 +26,7 @@ use crate::{
     events::{self, EventType},
     http::{Body, Created, IfMatch, Json, NoContent, Single, Versioned},
     mail::{self, Letter},
-    page::{Page, Paging},
+    page::{ListCursor, Order, Page, Paging},
     tenancy::fleet,
     types::{EXAMPLE_ID, Email, Name, Prose, change, change_optional, example, example_time, text_enum},
 };
@@ -246,10 +246,11 @@ impl ApiKeysApi {
         who: Can<ApiKeysManage>,
         page: Query<Option<u32>>,
         page_size: Query<Option<u32>>,
+        cursor: Query<Option<ListCursor>>,
         /// Keys that do not work any more, instead of those that do.
         ended: Query<Option<bool>>,
     ) -> Result<Json<Page<ApiKey>>> {
-        let paging = Paging::new(page.0, page_size.0)?;
+        let paging = Paging::new(page.0, page_size.0, cursor.0)?;
         let now = who.app.clock.now();
         let organization = who.tenant.id();
         let tx = who.begin().await?;
@@ -258,8 +259,10 @@ impl ApiKeysApi {
             Some(true) => select.and("(revoked_at is not null or expires_at <= ?)", &now),
             _ => select.and("revoked_at is null and (expires_at is null or expires_at > ?)", &now),
         };
-        let (rows, total) = select.page(&tx, "created_at desc, id desc", paging).await?;
-        Ok(Json(paging.answer(rows.iter().map(|row| from_row(row, now)).collect::<Result<_>>()?, total)))
+        let page = select
+            .page(&tx, &Order::down("created_at", "timestamptz", "id"), &paging, |row| from_row(row, now))
+            .await?;
+        Ok(Json(page))
     }
 
     /// Make an API key.

@@ -24,7 +24,7 @@ use crate::{
     events::{self, EventType},
     http::{Body, Created, IfMatch, Json, NoContent, Versioned},
     outbound,
-    page::{Page, Paging},
+    page::{ListCursor, Order, Page, Paging},
     tenancy,
     types::{EXAMPLE_ID, example, example_time, string_schema, text, text_serialize},
 };
@@ -124,15 +124,16 @@ impl DomainsApi {
         #[oai(name = "organization_id")] _id: Path<Uuid>,
         page: Query<Option<u32>>,
         page_size: Query<Option<u32>>,
+        cursor: Query<Option<ListCursor>>,
     ) -> Result<Json<Page<Domain>>> {
-        let paging = Paging::new(page.0, page_size.0)?;
+        let paging = Paging::new(page.0, page_size.0, cursor.0)?;
         let organization = who.tenant.id();
         let tx = who.begin().await?;
-        let (rows, total) = Select::new(COLUMNS, "platform.organization_domains")
+        let page = Select::new(COLUMNS, "platform.organization_domains")
             .and("organization_id = ?", &organization)
-            .page(&tx, "domain, id", paging)
+            .page(&tx, &Order::up("domain", "text", "id"), &paging, from_row)
             .await?;
-        Ok(Json(paging.answer(rows.iter().map(from_row).collect::<Result<_>>()?, total)))
+        Ok(Json(page))
     }
 
     /// Add a custom domain.

@@ -26,7 +26,7 @@ use crate::{
     http::{Body, Created, IfMatch, Json, NoContent, Versioned},
     limits::Ask,
     mail::{self, Letter},
-    page::{Page, Paging},
+    page::{ListCursor, Order, Page, Paging},
     tenancy::{Tenant, fleet},
     types::{EXAMPLE_ID, Email, Name, example, example_time, text_enum},
 };
@@ -151,10 +151,11 @@ impl InvitationsApi {
         #[oai(name = "organization_id")] _id: Path<Uuid>,
         page: Query<Option<u32>>,
         page_size: Query<Option<u32>>,
+        cursor: Query<Option<ListCursor>>,
         /// `pending` where it is absent.
         state: Query<Option<InvitationState>>,
     ) -> Result<Json<Page<Invitation>>> {
-        let paging = Paging::new(page.0, page_size.0)?;
+        let paging = Paging::new(page.0, page_size.0, cursor.0)?;
         let (now, organization) = (who.app.clock.now(), who.tenant.id());
         let tx = who.begin().await?;
         let select = Select::new(COLUMNS, "platform.invitations").and("organization_id = ?", &organization);
@@ -165,8 +166,10 @@ impl InvitationsApi {
             InvitationState::Accepted => select.only("accepted_at is not null"),
             InvitationState::Revoked => select.only("revoked_at is not null"),
         };
-        let (rows, total) = select.page(&tx, "created_at desc, id desc", paging).await?;
-        Ok(Json(paging.answer(rows.iter().map(|row| from_row(row, now)).collect::<Result<_>>()?, total)))
+        let page = select
+            .page(&tx, &Order::down("created_at", "timestamptz", "id"), &paging, |row| from_row(row, now))
+            .await?;
+        Ok(Json(page))
     }
 
     /// Invite somebody.

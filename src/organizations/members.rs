@@ -21,7 +21,7 @@ use crate::{
     error::{Error, Result},
     events::{self, EventType},
     http::{Body, IfMatch, Json, NoContent, Single, Versioned},
-    page::{Page, Paging},
+    page::{ListCursor, Order, Page, Paging},
     types::{EXAMPLE_ID, Email, Text, Username, change, example, example_time},
 };
 
@@ -106,19 +106,20 @@ impl MembersApi {
         #[oai(name = "organization_id")] _id: Path<Uuid>,
         page: Query<Option<u32>>,
         page_size: Query<Option<u32>>,
+        cursor: Query<Option<ListCursor>>,
         role: Query<Option<Role>>,
         is_active: Query<Option<bool>>,
     ) -> Result<Json<Page<MemberView>>> {
-        let paging = Paging::new(page.0, page_size.0)?;
+        let paging = Paging::new(page.0, page_size.0, cursor.0)?;
         let organization = who.tenant.id();
         let tx = who.begin().await?;
-        let (rows, total) = Select::new(COLUMNS, FROM)
+        let page = Select::new(COLUMNS, FROM)
             .and("m.organization_id = ?", &organization)
             .and_if("m.role = ?", &role.0)
             .and_if("m.is_active = ?", &is_active.0)
-            .page(&tx, "m.joined_at, m.user_id", paging)
+            .page(&tx, &Order::up("m.joined_at", "timestamptz", "m.user_id"), &paging, from_row)
             .await?;
-        Ok(Json(paging.answer(rows.iter().map(from_row).collect::<Result<_>>()?, total)))
+        Ok(Json(page))
     }
 
     /// See a member.

@@ -3,6 +3,7 @@
 pub mod api_keys;
 pub mod domains;
 pub mod invitations;
+pub mod logo;
 pub mod members;
 pub mod modules;
 pub mod ownership;
@@ -36,7 +37,7 @@ use crate::{
     error::{Code, Error, OnConstraint, Result},
     events::{self, EventType},
     http::{Body, Created, IfMatch, Json, NoContent, Single, Versioned},
-    page::{Page, Paging},
+    page::{ListCursor, Order, Page, Paging},
     tenancy::{self, RESERVED, fleet},
     types::{
         Country, EXAMPLE_ID, Name, Prose, Slug, Text, Timezone, WebUrl, change, change_optional, example,
@@ -67,6 +68,7 @@ pub struct Organization {
     pub size_range: Option<Text<1, 50>>,
     pub country_code: Option<Country>,
     pub timezone: Timezone,
+    /// Where everybody can see its logo.
     pub logo_url: Option<WebUrl>,
     pub plan: Plan,
     /// Whether members need a second factor.
@@ -194,10 +196,11 @@ impl OrganizationsApi {
         who: User,
         page: Query<Option<u32>>,
         page_size: Query<Option<u32>>,
+        cursor: Query<Option<ListCursor>>,
         /// Those that one deleted and can still restore, instead of those in use.
         deleted: Query<Option<bool>>,
     ) -> Result<Json<Page<Organization>>> {
-        let paging = Paging::new(page.0, page_size.0)?;
+        let paging = Paging::new(page.0, page_size.0, cursor.0)?;
         let since = who.app.clock.now() - RESTORABLE;
         let tx = who.app.db.begin().await?;
         let select = Select::new(COLUMNS, FROM).and("m.user_id = ? and m.is_active", &who.id);
@@ -205,8 +208,8 @@ impl OrganizationsApi {
             Some(true) => select.and("m.role = 'owner' and o.deleted_at > ?", &since),
             _ => select.only("o.deleted_at is null"),
         };
-        let (rows, total) = select.page(&tx, "o.name, o.id", paging).await?;
-        Ok(Json(paging.answer(rows.iter().map(from_row).collect::<Result<_>>()?, total)))
+        let page = select.page(&tx, &Order::up("o.name", "text", "o.id"), &paging, from_row).await?;
+        Ok(Json(page))
     }
 
     /// See an organization.

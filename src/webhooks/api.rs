@@ -24,7 +24,7 @@ use crate::{
     error::{Error, Result},
     events::{self, EventType},
     http::{Body, Created, IfMatch, Json, NoContent, Queued, Single, Versioned},
-    page::{Cursor, CursorPage, Page, Paging, Stretch},
+    page::{Cursor, CursorPage, ListCursor, Order, Page, Paging, Stretch},
     types::{EXAMPLE_ID, Name, WebUrl, change, example, example_time},
 };
 
@@ -249,15 +249,16 @@ impl WebhooksApi {
         who: Can<WebhooksManage>,
         page: Query<Option<u32>>,
         page_size: Query<Option<u32>>,
+        cursor: Query<Option<ListCursor>>,
         is_active: Query<Option<bool>>,
     ) -> Result<Json<Page<Webhook>>> {
-        let paging = Paging::new(page.0, page_size.0)?;
+        let paging = Paging::new(page.0, page_size.0, cursor.0)?;
         let tx = who.begin().await?;
-        let (rows, total) = Select::new(COLUMNS, "webhooks")
+        let page = Select::new(COLUMNS, "webhooks")
             .and_if("is_active = ?", &is_active.0)
-            .page(&tx, "created_at desc, id desc", paging)
+            .page(&tx, &Order::down("created_at", "timestamptz", "id"), &paging, from_row)
             .await?;
-        Ok(Json(paging.answer(rows.iter().map(from_row).collect::<Result<_>>()?, total)))
+        Ok(Json(page))
     }
 
     /// Make a webhook.

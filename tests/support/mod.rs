@@ -7,7 +7,9 @@ pub mod stand_in;
 pub mod stripe;
 
 use std::{
-    net::SocketAddr,
+    net::{SocketAddr, TcpListener as StdListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
     sync::{
         Arc, LazyLock,
         atomic::{AtomicUsize, Ordering},
@@ -61,6 +63,73 @@ static PAYING: LazyLock<(TestApp, stripe::Stripe)> = LazyLock::new(|| {
 });
 
 static SHARED: LazyLock<TestApp> = LazyLock::new(|| on_the_servers_runtime(TestApp::start_with(|_| {})));
+
+/// A server that speaks S3, for the process.
+static S3: LazyLock<S3Server> = LazyLock::new(S3Server::start);
+
+/// The smallest picture there is.
+pub const PNG: &[u8] = &[
+    137, 80, 78, 71, 13, 10, 26, 10, 0, 0, 0, 13, 73, 72, 68, 82, 0, 0, 0, 1, 0, 0, 0, 1, 8, 2, 0, 0, 0, 144,
+    119, 83, 222, 0, 0, 0, 12, 73, 68, 65, 84, 120, 156, 99, 56, 33, 32, 0, 0, 2, 140, 0, 233, 117, 95, 132,
+    200, 0, 0, 0, 0, 73, 69, 78, 68, 174, 66, 96, 130,
+];
+
+/// A bucket at a real server that speaks S3 and checks signatures.
+pub struct S3Server {
+    pub endpoint: String,
+    /// What is in the bucket, as files.
+    pub bucket: PathBuf,
+    /// Ends when the process does, however it ends: it waits for the end of its input.
+    _child: Child,
+}
+
+/// The server that tests share.
+pub fn s3() -> &'static S3Server {
+    &S3
+}
+
+impl S3Server {
+    fn start() -> Self {
+        let own = Path::new(env!("CARGO_MANIFEST_DIR")).join(".ci/tools/bin/rclone");
+        let program = if own.is_file() { own } else { "rclone".into() };
+        let port = StdListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let root = std::env::temp_dir().join(format!("rowhouse-test-s3-{}", Uuid::now_v7().simple()));
+        let bucket = root.join("files");
+        std::fs::create_dir_all(&bucket).unwrap();
+        let script = "\"$0\" serve s3 --config \"$1/rclone.conf\" --auth-key KEY,SECRETSECRET --addr \"$2\" \"$1\" & \
+             child=$!; cat >/dev/null; kill $child; wait $child; rm -rf \"$1\"";
+        let child = Command::new("sh")
+            .arg("-c")
+            .arg(script)
+            .args([program.as_os_str(), root.as_os_str()])
+            .arg(format!("127.0.0.1:{port}"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let began = std::time::Instant::now();
+        while TcpStream::connect(("127.0.0.1", port)).is_err() {
+            assert!(
+                began.elapsed() < Duration::from_secs(20),
+                "`make test` installs rclone where it is missing"
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Self { endpoint: format!("http://127.0.0.1:{port}"), bucket, _child: child }
+    }
+
+    /// Has a server keep its files here, below a folder of its own in the bucket.
+    pub fn configure(&self, config: &mut Config) -> PathBuf {
+        let prefix = Uuid::now_v7().to_string();
+        let files = &mut config.files;
+        files.folder = None;
+        (files.s3_bucket, files.s3_endpoint) = (Some("files".into()), Some(self.endpoint.clone()));
+        (files.s3_access_key, files.s3_secret_key) = (Some("KEY".into()), Some("SECRETSECRET".into()));
+        files.s3_prefix = prefix.clone();
+        self.bucket.join(prefix)
+    }
+}
 
 /// Starts what every server needs; not from within the runtime that it is started on.
 fn ready() {
@@ -285,15 +354,21 @@ pub fn configuration(database: &str) -> Config {
          vapid_private_key = \"65bE-ck0Yh1K28TIrGYN9tdGYunlVtQm9zIvfLRwN0E\"\nvapid_subject = \"mailto:ops@example.com\"\n\
          [webhooks]\nallow_loopback = true\nper_second = 10000\n\
          [tenancy]\nspare_schemas = 2\ndns_server = \"{}\"\n\
-         [backups]\nfolder = {:?}\n",
+         [backups]\nfolder = {:?}\n[files]\nfolder = {:?}\n",
         database_url(database),
         *SMTP,
         *STAND_IN,
         *DNS,
         std::env::temp_dir().join("rowhouse-test-backups"),
+        files_folder(),
     );
     let layer: <Config as confique::Config>::Layer = toml::from_str(&text).unwrap();
     Config::builder().preloaded(layer).load().unwrap()
+}
+
+/// Where servers of this process keep files, unless a test says otherwise; ids keep them apart.
+pub fn files_folder() -> PathBuf {
+    std::env::temp_dir().join(format!("rowhouse-test-files-{}", std::process::id()))
 }
 
 /// The address of a database of this name on the process's Postgres.
@@ -408,6 +483,21 @@ impl Team {
 
     pub async fn task(&self, project: &Value, title: &str) -> Value {
         self.owner.post("/tasks", json!({"project_id": project["id"], "title": title})).await.expect(201)
+    }
+
+    /// The name of its schema.
+    pub async fn schema(&self) -> String {
+        let sql = format!(
+            "select 'tenant_' || replace(schema_id::text, '-', '') from platform.organizations where id = '{}'",
+            self.id
+        );
+        self.app.texts(&sql).await.remove(0)
+    }
+
+    /// Uploads a file as the owner.
+    pub async fn upload(&self, name: &str, content: impl Into<reqwest::Body>) -> Value {
+        let path = format!("/files?name={name}");
+        self.owner.raw(Method::POST, &path, "application/octet-stream", content).await.expect(201)
     }
 
     /// A path below the organization.

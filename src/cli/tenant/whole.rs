@@ -43,6 +43,10 @@ pub struct ExportArgs {
     /// Replace the file if there is one.
     #[arg(long)]
     force: bool,
+    /// Leave out what its files hold: attachments, logo and the like. Whoever restores it has those that are
+    /// still in the store.
+    #[arg(long)]
+    without_files: bool,
 }
 
 #[derive(clap::Args)]
@@ -133,12 +137,18 @@ pub async fn export(app: &Arc<App>, args: ExportArgs) -> anyhow::Result<()> {
         anyhow::bail!("{} is there already; --force replaces it", path.display());
     }
     let teller = Teller::default();
-    let exported = unless_stopped(transfer::export(app, &tenant, target, &|step| teller.tell(step))).await?;
+    let told = |step: Step<'_>| teller.tell(step);
+    let exporting = transfer::export(app, &tenant, target, !args.without_files, &told);
+    let exported = unless_stopped(exporting).await?;
     teller.end();
     let file = exported.file.as_ref().map_or("standard output".into(), |file| file.display().to_string());
     // Standard output may be the archive.
-    eprintln!("wrote {} rows, {} bytes, to {file}", exported.rows, exported.bytes);
+    let (rows, files, bytes) = (exported.rows, exported.files, exported.bytes);
+    eprintln!("wrote {rows} rows and {files} files, {bytes} bytes, to {file}");
     eprintln!("sha256 {}", exported.sha256);
+    for missing in &exported.missing {
+        eprintln!("without {missing}");
+    }
     for problem in &exported.audit_problems {
         eprintln!("the audit log is not what was written: {problem}");
     }
@@ -249,6 +259,9 @@ pub async fn erase(app: &Arc<App>, args: EraseArgs) -> anyhow::Result<()> {
     eprintln!("{} was erased at {}", args.organization, certificate["erased_at"].as_str().unwrap_or("?"));
     if certificate["files"]["looked_in"].is_null() {
         eprintln!("no folder of backups is set here (backups.folder): if there are any, remove them by hand");
+    }
+    if certificate["objects"].is_null() {
+        eprintln!("no place for files is set here (files.folder): if it had files, remove them by hand");
     }
     for copy in certificate["copies"].as_array().into_iter().flatten() {
         let text = |field: &str| copy[field].as_str().unwrap_or("?").to_owned();
@@ -361,8 +374,8 @@ impl Teller {
     pub fn tell(&self, step: Step<'_>) {
         let line = match (step.done, step.of) {
             (0, _) => step.what.to_owned(),
-            (done, None) => format!("{}: {done} rows", step.what),
-            (done, Some(of)) => format!("{}: {done} of {of} rows", step.what),
+            (done, None) => format!("{}: {done}", step.what),
+            (done, Some(of)) => format!("{}: {done} of {of}", step.what),
         };
         let mut last = self.0.lock().expect("nothing panics with the lock held");
         let same = last.as_ref().is_some_and(|(what, _)| what == step.what);

@@ -66,7 +66,11 @@ impl Work for BackUp {
         remove_abandoned(&folder)?;
         remove_old(app, &folder)?;
         let file = folder.join(app.clock.now().format(NAME).to_string());
-        let exported = transfer::export(app, &tenant, Target::File(file), &|_| {}).await?;
+        let with_files = app.config.backups.files;
+        let exported = transfer::export(app, &tenant, Target::File(file), with_files, &|_| {}).await?;
+        for missing in exported.missing.iter().filter(|_| with_files) {
+            tracing::warn!(organization = %tenant.id(), missing, "a backup is without something");
+        }
         for problem in &exported.audit_problems {
             tracing::error!(organization = %tenant.id(), problem, "an audit log is not what was written");
         }

@@ -1,6 +1,6 @@
 //! The end of an organization: nothing of it is left but a certificate that says so.
 //!
-//! It is closed first, then payments end and files go; all that can be done again. Then one transaction
+//! It is closed first, then payments end, and backups and what its files held go; all that can be done again. Then one transaction
 //! drops the schema, removes every row and writes the certificate. Whoever dies before that leaves a
 //! deleted organization, and the same command goes on.
 
@@ -24,6 +24,7 @@ use crate::{
     billing,
     db::{TenantTx, Tx},
     error::{Error, Result},
+    files as stored,
     jobs::{self, Policy, Running, Terms, Work},
     organizations::RESTORABLE,
     tenancy::{self, Tenant},
@@ -137,6 +138,10 @@ async fn erase_as(app: &Arc<App>, operation: &Operation, id: Uuid, progress: Pro
     }
     step("removing files");
     let files = remove_files(app, id).await?;
+    let objects = match app.files.is_there() {
+        true => Some(app.files.delete_all(&stored::folder(id)).await?),
+        false => None,
+    };
     tokio::time::sleep(COUNTED_WITHIN).await;
     step("removing replaced schemas");
     let mut schemas = remove_schemas(app, id).await?;
@@ -159,6 +164,7 @@ async fn erase_as(app: &Arc<App>, operation: &Operation, id: Uuid, progress: Pro
         "schemas": schemas,
         "rows": remove_rows(&tx, operation, id, &place.schema.id()).await?,
         "files": files,
+        "objects": objects,
         "copies": copies(&tx, id).await?,
         "kept": kept(&tx, id).await?,
     });

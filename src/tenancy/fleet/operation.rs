@@ -27,7 +27,7 @@ pub type Progress<'a> = &'a (dyn Fn(Step<'_>) + Send + Sync);
 pub struct Step<'a> {
     /// What is being done.
     pub what: &'a str,
-    /// Rows that are done...
+    /// Rows, or files, that are done...
     pub done: u64,
     /// ... of so many, where that is known.
     pub of: Option<u64>,

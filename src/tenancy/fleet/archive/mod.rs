@@ -2,13 +2,15 @@
 //!
 //! It is a compressed tar. Rows are in `data/<module>/<table>/<n>.jsonl`, one JSON object for each
 //! ([`copy`] says how values are written), in parts that fit into memory. What `platform` knows of the
-//! organization is in `platform/*.json`. Behind everything that it lists come `manifest.json`, with versions,
+//! organization is in `platform/*.json`. What its files hold is in `files/`, behind the rows that tell of them
+//! ([`files`]). Behind everything that it lists come `manifest.json`, with versions,
 //! sizes and SHA-256, and its seal: a MAC that only an installation with the same key can make. So an archive that
 //! was cut off has no manifest, and one that was changed does not fit it.
 //!
 //! Reading trusts nothing: an archive is read to its end and judged ([`check`]) before a row of it is used,
 //! names in it are compared and never opened, and what is used is compared with the manifest again.
 
+mod files;
 mod ids;
 mod read;
 mod write;
@@ -24,6 +26,7 @@ use ring::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+pub(super) use files::{agree, copy as copy_files, put as put_files, recorded as recorded_files};
 pub(super) use ids::Ids;
 pub(super) use read::{Checked, check, load};
 use write::Writer;
@@ -51,6 +54,8 @@ const ORGANIZATION: &str = "platform/organization.json";
 const MEMBERS: &str = "platform/members.json";
 /// What manifests are sealed for.
 const PURPOSE: &str = "archive manifest";
+/// Parts in an archive at most: rows by the 8 MiB, and each file.
+const MOST_ENTRIES: usize = 500_000;
 
 /// What an archive says of itself.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -104,6 +109,9 @@ pub(super) struct OrganizationPart {
     pub(super) country_code: Option<Country>,
     pub(super) timezone: Timezone,
     pub(super) logo_url: Option<WebUrl>,
+    /// The file that is the logo.
+    #[serde(default)]
+    pub(super) logo_file_id: Option<Uuid>,
     pub(super) require_mfa: bool,
     pub(super) status: OrganizationStatus,
     pub(super) created_by: Uuid,
@@ -146,6 +154,10 @@ pub struct Exported {
     /// Of the file as a whole.
     pub sha256: String,
     pub rows: u64,
+    /// Files of the organization that are in it...
+    pub files: u64,
+    /// ... and which are not, and why.
+    pub missing: Vec<String>,
     /// Of the file.
     pub bytes: u64,
     /// What was wrong with the audit log.
@@ -158,6 +170,7 @@ pub(super) async fn export(
     tenant: &Tenant,
     place: &Place,
     target: Target,
+    with_files: bool,
     progress: Progress<'_>,
 ) -> Result<Exported> {
     let audit_problems = audit::verify(app, tenant).await?.problems;
@@ -180,7 +193,14 @@ pub(super) async fn export(
             None => left_out.push(format!("the table {}, which no module knows", table.name)),
         }
     }
+    let recorded = files::recorded(&tx).await?;
     drop(tx);
+    let missing = match with_files {
+        true => files::add(app, tenant.id(), &mut writer, &recorded, progress).await?,
+        false if recorded.is_empty() => Vec::new(),
+        false => vec![format!("{} files, as was asked for", recorded.len())],
+    };
+    left_out.extend_from_slice(&missing);
     let manifest = Manifest {
         only_module: None,
         modules: modules.into_iter().map(|(module, _)| module).collect(),
@@ -188,7 +208,7 @@ pub(super) async fn export(
         left_out,
         ..writer.manifest(tenant.id())
     };
-    writer.finish(app, manifest).await
+    Ok(Exported { missing, ..writer.finish(app, manifest).await? })
 }
 
 /// Writes the tables of one module of an organization, at one moment.
@@ -242,8 +262,8 @@ async fn modules(tx: &TenantTx, place: &Place) -> Result<Vec<(Module, Set)>> {
 }
 
 async fn organization(tx: &Tx, id: Uuid) -> Result<OrganizationPart> {
-    let sql = "select slug, name, description, industry, size_range, country_code, timezone, logo_url, require_mfa, \
-         status, created_by, created_at, array(select d.domain from platform.organization_domains d \
+    let sql = "select slug, name, description, industry, size_range, country_code, timezone, logo_url, logo_file_id, \
+         require_mfa, status, created_by, created_at, array(select d.domain from platform.organization_domains d \
          where d.organization_id = o.id and d.verified_at is not null order by d.domain) as domains \
          from platform.organizations o where id = $1";
     let row = tx.query_one(sql, &[&id]).await?;
@@ -256,6 +276,7 @@ async fn organization(tx: &Tx, id: Uuid) -> Result<OrganizationPart> {
         country_code: row.try_get("country_code")?,
         timezone: row.try_get("timezone")?,
         logo_url: row.try_get("logo_url")?,
+        logo_file_id: row.try_get("logo_file_id")?,
         require_mfa: row.try_get("require_mfa")?,
         status: row.try_get("status")?,
         created_by: row.try_get("created_by")?,

@@ -17,8 +17,8 @@ use super::super::{
     operation::{Progress, Step},
 };
 use super::{
-    Entry, FORMAT, Hashing, Ids, MANIFEST, MEMBERS, Manifest, MemberPart, Module, ORGANIZATION,
-    OrganizationPart, PURPOSE, SEAL,
+    Entry, FORMAT, Hashing, Ids, MANIFEST, MEMBERS, MOST_ENTRIES, Manifest, MemberPart, Module, ORGANIZATION,
+    OrganizationPart, PURPOSE, SEAL, files::Object,
 };
 use crate::{
     app::App,
@@ -33,13 +33,11 @@ use crate::{
 /// What is read into memory at once is at most so large: a row, what is said of members...
 const MOST_AT_ONCE: u64 = 256 << 20;
 /// ... the manifest, and its seal.
-const MOST_OF_MANIFEST: u64 = 16 << 20;
+const MOST_OF_MANIFEST: u64 = 128 << 20;
 const MOST_OF_SEAL: u64 = 1 << 10;
 /// Rows that are handed on together: so many, and about so many bytes.
 const BATCH_ROWS: usize = 500;
 const BATCH_BYTES: usize = 1_000_000;
-/// Files in an archive at most.
-const MOST_ENTRIES: usize = 100_000;
 
 /// An archive that was read to its end and found whole.
 pub(in crate::tenancy::fleet) struct Checked {
@@ -48,7 +46,7 @@ pub(in crate::tenancy::fleet) struct Checked {
     pub(in crate::tenancy::fleet) members: Vec<MemberPart>,
     /// Whether this installation wrote it, or one with the same key.
     pub(in crate::tenancy::fleet) is_own: bool,
-    path: PathBuf,
+    pub(super) path: PathBuf,
 }
 
 /// Reads an archive to its end and judges it. One with a seal that is not ours is only good if
@@ -84,7 +82,7 @@ fn part<T: DeserializeOwned>(kept: &HashMap<String, Vec<u8>>, path: &str) -> Res
     serde_json::from_slice(bytes).map_err(|error| refused(format!("{path} in the archive: {error}")))
 }
 
-fn refused(why: impl Into<String>) -> Error {
+pub(super) fn refused(why: impl Into<String>) -> Error {
     Error::new(Code::Validation, why)
 }
 
@@ -97,9 +95,9 @@ struct Inspected {
     seal: Vec<u8>,
 }
 
-type Unpacked = tar::Archive<GzDecoder<BufReader<File>>>;
+pub(super) type Unpacked = tar::Archive<GzDecoder<BufReader<File>>>;
 
-fn open(path: &Path) -> Result<Unpacked> {
+pub(super) fn open(path: &Path) -> Result<Unpacked> {
     let unreadable = |error: io::Error| refused(format!("{} cannot be read: {error}", path.display()));
     let mut file = BufReader::new(File::open(path).map_err(unreadable)?);
     if !file.fill_buf().map_err(unreadable)?.starts_with(&[0x1f, 0x8b]) {
@@ -108,8 +106,13 @@ fn open(path: &Path) -> Result<Unpacked> {
     Ok(tar::Archive::new(GzDecoder::new(file)))
 }
 
-fn damaged(error: io::Error) -> Error {
+pub(super) fn damaged(error: io::Error) -> Error {
     refused(format!("The archive is damaged or was cut off: {error}."))
+}
+
+/// What is read again must be what was checked.
+pub(super) fn changed() -> Error {
+    refused("The archive was changed while it was read.")
 }
 
 /// Reads everything once.
@@ -129,21 +132,22 @@ fn inspect(path: &Path) -> Result<Inspected> {
         if kept.contains_key(MANIFEST) && name != SEAL {
             return Err(refused(format!("The archive holds {name:?} behind its manifest.")));
         }
-        let is_data = name.starts_with("data/");
+        let (is_data, is_file) = (name.starts_with("data/"), Object::at(&name).is_some());
         let most = match name.as_str() {
             MANIFEST => MOST_OF_MANIFEST,
             SEAL => MOST_OF_SEAL,
             ORGANIZATION | MEMBERS => MOST_AT_ONCE,
-            _ if is_data => u64::MAX,
+            _ if is_data || is_file => u64::MAX,
             _ => return Err(refused(format!("The archive holds {name:?}, which archives do not."))),
         };
         if entry.size() > most || entries.len() == MOST_ENTRIES {
             return Err(refused(format!("The archive holds more than archives do, with {name:?}.")));
         }
         let mut content = Hashing::new(entry);
-        let rows = match is_data {
-            true => count_lines(&mut content).map_err(damaged)?,
-            false => {
+        let rows = match (is_data, is_file) {
+            (true, _) => count_lines(&mut content).map_err(damaged)?,
+            (_, true) => io::copy(&mut content, &mut io::sink()).map(|_| 0).map_err(damaged)?,
+            _ => {
                 let mut bytes = Vec::new();
                 content.read_to_end(&mut bytes).map_err(damaged)?;
                 if kept.insert(name.clone(), bytes).is_some() {
@@ -223,7 +227,8 @@ fn judge(text: &[u8], found: &[Entry]) -> Result<Manifest> {
         let known = |(module, table): (&str, &str)| {
             sets.iter().any(|(set, tables)| set.module == module && tables.iter().any(|known| known == table))
         };
-        if !table_of(&entry.path).is_some_and(known) {
+        let is_file = manifest.only_module.is_none() && Object::at(&entry.path).is_some();
+        if !is_file && !table_of(&entry.path).is_some_and(known) {
             return Err(refused(format!("The archive holds {:?}, which belongs to no module.", entry.path)));
         }
     }
@@ -341,7 +346,6 @@ fn batches(from: &Checked) -> mpsc::Receiver<Batch> {
 }
 
 fn unpack(path: &Path, listed: &[Entry], to: &mpsc::Sender<Batch>) -> Result<()> {
-    let changed = || refused("The archive was changed while it was read.");
     let mut archive = open(path)?;
     let mut listed = listed.iter();
     for entry in archive.entries().map_err(damaged)?.raw(true) {
@@ -349,6 +353,10 @@ fn unpack(path: &Path, listed: &[Entry], to: &mpsc::Sender<Batch>) -> Result<()>
         let Some(expected) = listed.next() else { return Ok(()) };
         if *entry.path_bytes() != *expected.path.as_bytes() {
             return Err(changed());
+        }
+        // Files come behind all rows, and are put into the store without a transaction.
+        if Object::at(&expected.path).is_some() {
+            return Ok(());
         }
         let mut content = BufReader::with_capacity(64 << 10, Hashing::new(entry));
         match table_of(&expected.path) {

@@ -2,13 +2,16 @@
 
 use std::{
     fs::{self, File},
-    io::{self, Write},
+    io::{self, Read, Write},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
+use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use flate2::{Compression, write::GzEncoder};
+use futures_util::{Stream, TryStreamExt};
+use ring::digest::{Context, SHA256};
 use serde::Serialize;
 use tokio::{sync::mpsc, task::JoinHandle};
 use uuid::Uuid;
@@ -17,7 +20,9 @@ use super::super::{
     copy::{self, Table},
     operation::{Progress, Step},
 };
-use super::{Entry, Exported, FORMAT, Hashing, MANIFEST, Manifest, PURPOSE, SEAL, Target};
+use super::{
+    Entry, Exported, FORMAT, Hashing, MANIFEST, MOST_ENTRIES, Manifest, PURPOSE, SEAL, Target, files::Object,
+};
 use crate::{
     app::App,
     auth::sealing::{hex, sha256},
@@ -27,6 +32,8 @@ use crate::{
 
 /// About so many bytes are in a part.
 const PART: usize = 8 << 20;
+/// About so many bytes of a file are handed on at a time.
+const PIECE: usize = 1 << 20;
 
 /// An archive that is being written; compressing is done on a thread of its own. One that is dropped
 /// before it is finished leaves nothing.
@@ -41,6 +48,9 @@ pub(super) struct Writer {
 /// What is handed to the thread that writes.
 enum Part {
     Entry(String, Vec<u8>),
+    /// An entry of so many bytes that come in pieces.
+    File(String, u64),
+    Piece(Vec<u8>),
     End,
 }
 
@@ -99,9 +109,53 @@ impl Writer {
         self.add(path.to_owned(), 0, serde_json::to_vec_pretty(value).map_err(Error::internal)?).await
     }
 
+    /// Adds a file of so many bytes, and answers its digest.
+    pub(super) async fn add_file(
+        &mut self,
+        path: String,
+        size: u64,
+        mut content: impl Stream<Item = Result<Bytes>> + Unpin,
+    ) -> Result<String> {
+        self.send(Part::File(path.clone(), size)).await?;
+        let (mut digest, mut left, mut piece) = (Context::new(&SHA256), size, Vec::new());
+        let other = || Error::conflict(format!("{path} had {size} bytes a moment ago. Try again."));
+        while let Some(bytes) = content.try_next().await? {
+            digest.update(&bytes);
+            left = left.checked_sub(bytes.len() as u64).ok_or_else(other)?;
+            piece.extend_from_slice(&bytes);
+            if piece.len() >= PIECE {
+                self.send(Part::Piece(std::mem::take(&mut piece))).await?;
+            }
+        }
+        if left > 0 {
+            return Err(other());
+        }
+        if !piece.is_empty() {
+            self.send(Part::Piece(piece)).await?;
+        }
+        let sha256 = hex(digest.finish().as_ref());
+        self.list(Entry { path, rows: 0, bytes: size, sha256: sha256.clone() })?;
+        Ok(sha256)
+    }
+
+    /// Whether so many more parts fit; the manifest and its seal come as well.
+    pub(super) fn has_room_for(&self, parts: usize) -> bool {
+        self.entries.len() + parts + 2 <= MOST_ENTRIES
+    }
+
+    fn list(&mut self, entry: Entry) -> Result<()> {
+        if !self.has_room_for(1) {
+            return Err(Error::conflict(format!(
+                "An archive holds at most {MOST_ENTRIES} parts, and these are more. Export it with --without-files."
+            )));
+        }
+        self.entries.push(entry);
+        Ok(())
+    }
+
     async fn add(&mut self, path: String, rows: u64, bytes: Vec<u8>) -> Result<()> {
         let sha256 = hex(&sha256(&bytes));
-        self.entries.push(Entry { path: path.clone(), rows, bytes: bytes.len() as u64, sha256 });
+        self.list(Entry { path: path.clone(), rows, bytes: bytes.len() as u64, sha256 })?;
         self.send(Part::Entry(path, bytes)).await
     }
 
@@ -131,7 +185,10 @@ impl Writer {
             Target::Stdout => None,
         };
         let rows = manifest.entries.iter().map(|entry| entry.rows).sum();
-        Ok(Exported { file, sha256, rows, bytes, audit_problems: manifest.audit_problems })
+        let objects = manifest.entries.iter().filter_map(|entry| Object::at(&entry.path));
+        let files = objects.filter(|object| !object.is_thumbnail).count() as u64;
+        let (missing, audit_problems) = (Vec::new(), manifest.audit_problems);
+        Ok(Exported { file, sha256, rows, files, missing, bytes, audit_problems })
     }
 }
 
@@ -188,15 +245,23 @@ fn pack<W: Write>(
     parts: &mut mpsc::Receiver<Part>,
 ) -> io::Result<Option<Hashing<W>>> {
     let mut tar = tar::Builder::new(GzEncoder::new(Hashing::new(to), Compression::default()));
+    let header = |size| {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(size);
+        header.set_mode(0o600);
+        header.set_mtime(taken_at.timestamp().max(0) as u64);
+        header
+    };
     loop {
         match parts.blocking_recv() {
             Some(Part::Entry(path, bytes)) => {
-                let mut header = tar::Header::new_gnu();
-                header.set_size(bytes.len() as u64);
-                header.set_mode(0o600);
-                header.set_mtime(taken_at.timestamp().max(0) as u64);
-                tar.append_data(&mut header, path, bytes.as_slice())?;
+                tar.append_data(&mut header(bytes.len() as u64), path, bytes.as_slice())?;
             }
+            Some(Part::File(path, size)) => {
+                let pieces = Pieces { parts: &mut *parts, piece: io::Cursor::default(), left: size };
+                tar.append_data(&mut header(size), path, pieces)?;
+            }
+            Some(Part::Piece(_)) => return Err(io::Error::other("a piece of no file")),
             Some(Part::End) => {
                 let mut packed = tar.into_inner()?.finish()?;
                 packed.flush()?;
@@ -204,5 +269,34 @@ fn pack<W: Write>(
             }
             None => return Ok(None),
         }
+    }
+}
+
+/// A file whose pieces come from elsewhere.
+struct Pieces<'a> {
+    parts: &'a mut mpsc::Receiver<Part>,
+    piece: io::Cursor<Vec<u8>>,
+    left: u64,
+}
+
+impl Read for Pieces<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.left == 0 || buffer.is_empty() {
+            return Ok(0);
+        }
+        let mut read = self.piece.read(buffer)?;
+        while read == 0 {
+            match self.parts.blocking_recv() {
+                Some(Part::Piece(piece)) => self.piece = io::Cursor::new(piece),
+                // Whoever sends them gave up.
+                _ => return Err(io::ErrorKind::UnexpectedEof.into()),
+            }
+            read = self.piece.read(buffer)?;
+        }
+        self.left = self
+            .left
+            .checked_sub(read as u64)
+            .ok_or_else(|| io::Error::other("a file is longer than it was said to be"))?;
+        Ok(read)
     }
 }

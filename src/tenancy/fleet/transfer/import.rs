@@ -11,7 +11,7 @@ use super::super::{
     operation::{Operation, Progress, Step},
     stock::{self, State},
 };
-use super::{COLLECTED, bring_up_to_date, inhabit, is_there, server};
+use super::{COLLECTED, break_off, bring_up_to_date, forget_files, inhabit, is_there, server};
 use crate::{
     app::App,
     audit::{self, Actor, Changes},
@@ -22,6 +22,8 @@ use crate::{
     },
     db::{TenantTx, Tx},
     error::{Error, OnConstraint, Result},
+    exchange,
+    files::make_pending_thumbnails,
     organizations::{self, NewOrganization},
     tenancy::RESERVED,
     types::{Email, Name, Slug},
@@ -67,6 +69,9 @@ pub async fn import(app: &Arc<App>, import: Import, progress: Progress<'_>) -> R
     let about = json!({"file": import.file, "slug": slug, "from": archive.manifest.organization});
     let operation = Operation::begin(app, "import", Some(id), about).await?;
     let outcome = import_as(app, &operation, id, slug, import, archive, progress).await;
+    if outcome.is_err() {
+        forget_files(app, id).await;
+    }
     app.directory.forget(id);
     operation.end(outcome).await
 }
@@ -91,13 +96,20 @@ async fn import_as(
     archive::load(&tx, &archive, &ids, progress).await?;
     tx.commit().await?;
     bring_up_to_date(app, &place).await?;
+    let tx = app.directory.door.begin(&place, id).await?;
+    let recorded = archive::recorded_files(&tx).await?;
+    drop(tx);
+    let files = archive::put_files(app, &archive, id, &recorded, progress).await?;
 
     let tx = app.directory.door.begin(&place, id).await?;
     copy::prepare(&tx).await?;
     tx.command_everywhere(copy::UNHURRIED).await?;
     tx.command("delete from push_subscriptions").await?;
     tx.command(COLLECTED).await?;
+    break_off(app, &tx).await?;
     webhooks::quiet(app, &tx, "the organization was imported").await?;
+    make_pending_thumbnails(&tx, app).await?;
+    exchange::end_what_was_open(&tx, app).await?;
     place_events(&tx).await?;
     audit::reseal(app, &tx).await?;
     people.make_accounts(app, &tx).await?;
@@ -114,10 +126,14 @@ async fn import_as(
     };
     let maker = Actor { id: Some(owner), ..Actor::system() };
     organizations::insert(&tx, app, &maker, new).await?;
+    let logo_url = match part.logo_file_id {
+        Some(_) => Some(organizations::logo::address(app, id)?),
+        None => part.logo_url.clone(),
+    };
     tx.execute(
-        "update platform.organizations set logo_url = $2, require_mfa = $3, created_at = $4, status = $5 \
-         where id = $1",
-        &[&id, &part.logo_url, &part.require_mfa, &part.created_at, &part.status],
+        "update platform.organizations set logo_url = $2, require_mfa = $3, created_at = $4, status = $5, \
+         logo_file_id = $6 where id = $1",
+        &[&id, &logo_url, &part.require_mfa, &part.created_at, &part.status, &part.logo_file_id],
     )
     .await?;
     people.join(app, &tx).await?;
@@ -128,6 +144,8 @@ async fn import_as(
         "audit_problems": archive.manifest.audit_problems,
         "slug": slug,
         "rows": archive.rows(),
+        "files": files.files,
+        "missing": files.missing,
     });
     let changes = Changes::created(&told);
     audit::record(&tx, app, &Actor::system(), "organization.imported", id, &changes).await?;
@@ -140,6 +158,7 @@ async fn import_as(
     if !part.domains.is_empty() {
         notes.push(format!("domains are to be added and proved again: {}", part.domains.join(", ")));
     }
+    notes.extend(files.missing.iter().map(|missing| format!("without {missing}")));
     notes.extend(archive.manifest.audit_problems.iter().map(|problem| format!("audit log: {problem}")));
     Ok(Imported { organization: id, slug, rows: archive.rows(), notes })
 }

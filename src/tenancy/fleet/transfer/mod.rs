@@ -33,6 +33,7 @@ use crate::{
         migrations::{self, Set, all_sets},
     },
     error::{Code, Error, Result},
+    files,
     tenancy::{self, Tenant},
     types::Slug,
 };
@@ -43,11 +44,12 @@ const PATIENCE: [u64; 6] = [50, 100, 200, 400, 800, 0];
 /// What an archive has of notifications that wait to be mailed together was mailed since.
 const COLLECTED: &str = "update notifications set awaits_digest = false where awaits_digest";
 
-/// Writes an archive of an organization.
+/// Writes an archive of an organization, with what its files hold or without.
 pub async fn export(
     app: &Arc<App>,
     tenant: &Tenant,
     target: Target,
+    with_files: bool,
     progress: Progress<'_>,
 ) -> Result<Exported> {
     let to = match &target {
@@ -55,7 +57,7 @@ pub async fn export(
         Target::Stdout => "standard output".into(),
     };
     let operation = Operation::begin(app, "export", Some(tenant.id()), json!({"to": to})).await?;
-    let outcome = export_as(app, &operation, tenant, target, progress).await;
+    let outcome = export_as(app, &operation, tenant, target, with_files, progress).await;
     operation.end(outcome).await
 }
 
@@ -64,10 +66,11 @@ async fn export_as(
     operation: &Operation,
     tenant: &Tenant,
     target: Target,
+    with_files: bool,
     progress: Progress<'_>,
 ) -> Result<Exported> {
     let place = living(app, tenant.id()).await?;
-    let exported = archive::export(app, tenant, &place, target, progress).await?;
+    let exported = archive::export(app, tenant, &place, target, with_files, progress).await?;
     let tx = app.db.begin().await?;
     operation.done(&tx, &Changes::created(&exported)).await?;
     tx.commit().await?;
@@ -86,6 +89,36 @@ async fn is_there(app: &App, id: Uuid, slug: &Slug) -> Result<bool> {
         }
     }
     Ok(!rows.is_empty())
+}
+
+/// Imports and exports that were under way have nobody who goes on with them.
+async fn break_off(app: &App, tx: &TenantTx) -> Result<()> {
+    for table in ["imports", "exports"] {
+        let sql = format!(
+            "update {table} set state = 'failed', message = $1, finished_at = $2, updated_at = $2, \
+             version = version + 1 where finished_at is null"
+        );
+        let told = "It was under way when the organization was saved or copied. Begin it again.";
+        tx.execute(&sql, &[&told, &app.clock.now()]).await?;
+    }
+    Ok(())
+}
+
+/// Removes the files that were brought for an organization that did not come about.
+async fn forget_files(app: &App, organization: Uuid) {
+    let removal = async {
+        let tx = app.db.begin().await?;
+        let sql = "select 1 from platform.organizations where id = $1";
+        let is_there = tx.query_opt(sql, &[&organization]).await?.is_some();
+        drop(tx);
+        match app.files.is_there() && !is_there {
+            true => app.files.delete_all(&files::folder(organization)).await.map(drop),
+            false => Ok(()),
+        }
+    };
+    if let Err(error) = removal.await {
+        tracing::warn!(%error, %organization, "files of an organization that is not there stay until they are collected");
+    }
 }
 
 /// Where an organization lives, by the database and not by what the directory remembers.

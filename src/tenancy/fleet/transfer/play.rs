@@ -6,18 +6,19 @@ use serde_json::json;
 use uuid::Uuid;
 
 use super::super::{
-    archive::Ids,
+    archive::{self, Ids},
     copy,
     operation::{Operation, Progress, Step},
     stock::{self, State},
 };
-use super::{bring_up_to_date, inhabit, is_there, living, sets_of};
+use super::{break_off, bring_up_to_date, forget_files, inhabit, is_there, living, sets_of};
 use crate::{
     app::App,
     audit::{Actor, Changes},
     billing,
     db::TenantTx,
     error::{Error, Result},
+    exchange, files,
     organizations::{self, NewOrganization},
     tenancy::{RESERVED, Tenant},
     types::Slug,
@@ -46,18 +47,21 @@ pub async fn clone(app: &Arc<App>, tenant: &Tenant, slug: Slug, progress: Progre
     is_there(app, Uuid::nil(), &slug).await?;
     let about = json!({"slug": slug});
     let operation = Operation::begin(app, "clone", Some(tenant.id()), about).await?;
-    let outcome = clone_as(app, &operation, tenant.id(), slug, progress).await;
+    let id = Uuid::now_v7();
+    let outcome = clone_as(app, &operation, (tenant.id(), id), slug, progress).await;
+    if outcome.is_err() {
+        forget_files(app, id).await;
+    }
     operation.end(outcome).await
 }
 
 async fn clone_as(
     app: &Arc<App>,
     operation: &Operation,
-    source: Uuid,
+    (source, id): (Uuid, Uuid),
     slug: Slug,
     progress: Progress<'_>,
 ) -> Result<Uuid> {
-    let id = Uuid::now_v7();
     let old = living(app, source).await?;
     let sets = sets_of(app, &old).await?;
     let new = stock::build(&app.directory, &old.server, &sets, State::Building(operation.id)).await?;
@@ -84,15 +88,22 @@ async fn clone_as(
             progress(Step { what: &table.name, done, of: None });
         }
     }
+    let recorded = archive::recorded_files(&from).await?;
     drop(from);
     for statement in &foreign_keys {
         to.command(statement).await?;
     }
     to.commit().await?;
     bring_up_to_date(app, &new).await?;
+    for missing in archive::copy_files(app, &recorded, (source, id), progress).await? {
+        tracing::warn!(organization = %source, missing, "a copy is without a file");
+    }
     let tx = app.directory.door.begin(&new, id).await?;
     webhooks::quiet(app, &tx, "this is a copy").await?;
+    break_off(app, &tx).await?;
     make_clone(app, &tx, source, slug).await?;
+    files::make_pending_thumbnails(&tx, app).await?;
+    exchange::end_what_was_open(&tx, app).await?;
     inhabit(&tx, &new).await?;
     operation.done(&tx, &Changes::created(&json!({"clone": id, "of": source}))).await?;
     tx.commit().await?;
@@ -124,10 +135,11 @@ async fn make_clone(app: &App, tx: &TenantTx, source: Uuid, slug: Slug) -> Resul
     };
     organizations::insert(tx, app, &Actor { id: Some(owner), ..Actor::system() }, new).await?;
     tx.execute(
-        "update platform.organizations c set sandbox = true, logo_url = o.logo_url, require_mfa = o.require_mfa, \
-         status = o.status, suspended_because = o.suspended_because from platform.organizations o \
-         where c.id = $1 and o.id = $2",
-        &[&id, &source],
+        "update platform.organizations c set sandbox = true, require_mfa = o.require_mfa, status = o.status, \
+         suspended_because = o.suspended_because, logo_file_id = o.logo_file_id, \
+         logo_url = case when o.logo_file_id is null then o.logo_url else $3 end \
+         from platform.organizations o where c.id = $1 and o.id = $2",
+        &[&id, &source, &organizations::logo::address(app, id)?],
     )
     .await?;
     tx.execute(

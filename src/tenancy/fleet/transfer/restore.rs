@@ -17,13 +17,15 @@ use super::super::{
     stock::{self, State},
 };
 use super::{
-    COLLECTED, bring_up_to_date, bring_up_to_date_in, living, lock_all, pause, resume, stands, swap,
+    COLLECTED, break_off, bring_up_to_date, bring_up_to_date_in, living, lock_all, pause, resume, stands,
+    swap,
 };
 use crate::{
     app::App,
     audit::{self, Actor, Changes},
     db::{Place, TenantTx},
     error::{Error, Result},
+    exchange, files,
     tenancy::Tenant,
 };
 
@@ -97,11 +99,24 @@ async fn restore_archive(
     let tx = app.directory.door.begin(&new, id).await?;
     copy::prepare(&tx).await?;
     tx.command(COLLECTED).await?;
+    break_off(app, &tx).await?;
+    let recorded = archive::recorded_files(&tx).await?;
     tx.commit().await?;
-    let told =
-        json!({"archive": archive.manifest.taken_at, "rows": archive.rows(), "sealed_here": archive.is_own});
+    if stands(app, &old).await?.is_some() {
+        let tx = app.directory.door.begin(&old, id).await?;
+        archive::agree(&archive::recorded_files(&tx).await?, &recorded)?;
+    }
+    // Before anybody can ask for them. Those that are there already are the same.
+    let brought = archive::put_files(app, &archive, id, &recorded, progress).await?;
+    let told = json!({"archive": archive.manifest.taken_at, "rows": archive.rows(), "sealed_here": archive.is_own,
+            "files": brought.files, "missing": brought.missing});
     put(app, operation, id, &old, &new, archive.is_own, &told).await?;
-    Ok(format!("as it was at {}", archive.manifest.taken_at.to_rfc3339()))
+    let tx = app.directory.door.begin(&new, id).await?;
+    files::make_pending_thumbnails(&tx, app).await?;
+    exchange::end_what_was_open(&tx, app).await?;
+    tx.commit().await?;
+    let without = brought.missing.iter().map(|missing| format!("\n  without {missing}")).collect::<String>();
+    Ok(format!("as it was at {}{without}", archive.manifest.taken_at.to_rfc3339()))
 }
 
 /// The schema that was there before gets its name back, and comes in its place again.
@@ -233,6 +248,7 @@ async fn record_beginning(app: &App, id: Uuid, place: &Place, told: &Value) -> R
 /// be sent, and what was agreed with browsers.
 async fn carry(app: &App, from: &TenantTx, to: &TenantTx) -> Result<()> {
     carry_logs(from, to).await?;
+    carry_logo(app, from, to).await?;
     for name in LIVING {
         to.command(&format!("delete from {name}")).await?;
         copy_rows(from, to, name, None).await?;
@@ -276,6 +292,33 @@ async fn carry_logs(from: &TenantTx, to: &TenantTx) -> Result<()> {
         }
         copy_rows(from, to, name, Some(&format!("t.{place} is null or t.{place} > {after}"))).await?;
     }
+    Ok(())
+}
+
+/// The logo is named in `platform`, where nothing is put back: its file comes along, and what was the logo then
+/// is nobody's.
+async fn carry_logo(app: &App, from: &TenantTx, to: &TenantTx) -> Result<()> {
+    let sql = "select logo_file_id from platform.organizations where id = $1";
+    let logo: Option<Uuid> = match from.query_once(sql, &[&from.organization()]).await?.first() {
+        Some(row) => row.try_get("logo_file_id")?,
+        None => None,
+    };
+    let sql = "update files set expires_at = $2 where purpose = 'logo' and expires_at is null \
+         and id is distinct from $1";
+    to.execute(sql, &[&logo, &app.clock.now()]).await?;
+    let Some(logo) = logo else { return Ok(()) };
+    // It may have been an upload then that nothing named yet.
+    let named = "update files set purpose = 'logo', expires_at = null where id = $1";
+    if to.execute(named, &[&logo]).await? == 1 {
+        return Ok(());
+    }
+    copy_rows(from, to, "files", Some(&format!("t.id = '{logo}'"))).await?;
+    to.execute(
+        "insert into usage_counters as known (resource, used) select 'storage', size from files where id = $1 \
+         on conflict (resource) do update set used = known.used + excluded.used",
+        &[&logo],
+    )
+    .await?;
     Ok(())
 }
 
