@@ -209,10 +209,11 @@ async fn mail_that_cannot_be_sent_is_sent_later() {
     // Another instance that reaches a server does what this one could not.
     let mut config = app.app.config.clone();
     config.mail.smtp_url = crate::support::configuration("x").mail.smtp_url;
-    // The first instance may be quicker with the second attempt; then it is the third.
+    // The first instance may be quicker with an attempt, or with several: none of them shall be the last.
     let other = rowhouse::app::App::new(config, app.app.clock.clone()).unwrap();
     let _worker = crate::support::on_the_servers_runtime(other.start(Part::Worker)).unwrap();
     crate::support::within(10, "another attempt", || async {
+        app.sql("update platform.jobs set attempts = 1 where attempts > 1").await;
         app.app.clock.advance(TimeDelta::seconds(15));
         !smtp::sent_to(&person.email).is_empty()
     })
