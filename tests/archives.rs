@@ -742,10 +742,10 @@ async fn an_organization_is_erased_without_a_trace() {
     .await;
     on_the_servers_runtime(backups::begin(&app.app)).unwrap();
     let own = folder.0.join(&team.id);
-    within(20, "a backup", || async { fs::read_dir(&own).is_ok_and(|mut entries| entries.next().is_some()) })
+    within(60, "a backup", || async { fs::read_dir(&own).is_ok_and(|mut entries| entries.next().is_some()) })
         .await;
     let file = folder.at("kept.tar.gz");
-    within(10, "the backup is done", || async {
+    within(60, "the backup is done", || async {
         rowhouse(&app, &["tenant", "export", &team.slug, "--to", &file]).status.success()
     })
     .await;
