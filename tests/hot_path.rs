@@ -1,10 +1,7 @@
 //! The way of a request to its rows: what is kept in memory is never out of date, connections are
 //! given up in time, and one organization does not take up what others need.
 
-use std::{
-    collections::HashSet,
-    time::{Duration, Instant},
-};
+use std::{collections::HashSet, time::Duration};
 
 use futures_util::future::join_all;
 use reqwest::{Method, StatusCode};
