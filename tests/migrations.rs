@@ -318,6 +318,84 @@ async fn a_tenant_that_is_busy_all_the_time_is_left_as_it_was() {
     assert_eq!(fleet.run(&next(ADDED)).await.migrated, 1);
 }
 
+/// Gives a schema so many projects that nobody should wait for an index of them.
+async fn fill(fleet: &Fleet, schema: &str) {
+    fleet
+        .sql(&format!(
+            "insert into {schema}.projects (id, name, slug, status, priority, owner_id, created_by, created_at, \
+             updated_at) select gen_random_uuid(), 'Project ' || n % 30000, 'project-' || n, 'active', 'low', \
+             gen_random_uuid(), gen_random_uuid(), now(), now() from generate_series(1, 60000) as n"
+        ))
+        .await;
+    let size = format!("select pg_relation_size('{schema}.projects')");
+    assert!(fleet.number(&size).await > 8 * 1024 * 1024);
+}
+
+/// Where module work is, and the names of the indexes of projects that are good and not, in each schema.
+async fn built(fleet: &Fleet, index: &str) -> Vec<String> {
+    fleet
+        .texts(&format!(
+            "select concat_ws(' ', m.version, i.indisvalid::text) from platform.tenant_schema_modules m \
+             left join pg_catalog.pg_index i on i.indexrelid = \
+               to_regclass('tenant_' || replace(m.schema_id::text, '-', '') || '.{index}') \
+             where m.module = 'work' order by m.schema_id"
+        ))
+        .await
+}
+
+#[tokio::test]
+async fn indexes_of_large_tables_are_built_while_people_write() {
+    let fleet = Fleet::of(2).await;
+    let large = fleet.schemas[0].clone();
+    fill(&fleet, &large).await;
+    let writer = fleet.beside();
+    let write = format!("update {large}.projects set priority = 'high' where slug = 'project-1'");
+    let held = writer.app.db.begin().await.unwrap();
+    held.execute(&write, &[]).await.unwrap();
+    let sets = next("create index concurrently projects_urgent on projects (priority, id);");
+    let done = work().latest() + 1;
+    let meanwhile = async {
+        let building = [format!("{} false", done - 1), format!("{done} true")];
+        within(20, "the index is begun", || async { built(&fleet, "projects_urgent").await == building })
+            .await;
+        let tx = writer.app.db.begin().await.unwrap();
+        tx.command("set local lock_timeout to '1s'").await.unwrap();
+        tx.execute(&write.replace("project-1", "project-2"), &[]).await.unwrap();
+        tx.commit().await.unwrap();
+        held.commit().await.unwrap();
+    };
+    // Two runs share the work, and neither waits for the other where Postgres could not see it.
+    let (one, other) = (fleet.beside(), fleet.beside());
+    let (first, second, ()) = tokio::join!(one.run(&sets), other.run(&sets), meanwhile);
+    assert_eq!((first.failed, second.failed), (0, 0), "{:?} {:?}", first.failures, second.failures);
+    assert_eq!((first.migrated + second.migrated, first.current + second.current), (2, 2));
+    assert_eq!(built(&fleet, "projects_urgent").await, [format!("{done} true"), format!("{done} true")]);
+}
+
+#[tokio::test]
+async fn an_index_that_was_left_half_built_is_built_anew() {
+    let fleet = Fleet::of(1).await;
+    let schema = &fleet.schemas[0];
+    fill(&fleet, schema).await;
+    let unique = "create unique index concurrently projects_name_key on projects (name);";
+    let sets =
+        after(after(next(ADDED), "work", unique), "work", "alter table projects add column size text;");
+    let before = work().latest();
+    let report = fleet.run(&sets).await;
+    assert_eq!((report.migrated, report.failed), (0, 1));
+    assert!(
+        report.failures[0].error.contains("could not create unique index"),
+        "{}",
+        report.failures[0].error
+    );
+    // What is before it is done.
+    assert_eq!(built(&fleet, "projects_name_key").await, [format!("{} false", before + 1)]);
+    assert_eq!(fleet.coloured().await, 1);
+    fleet.sql(&format!("update {schema}.projects set name = slug")).await;
+    assert_eq!(fleet.run(&sets).await.migrated, 1);
+    assert_eq!(built(&fleet, "projects_name_key").await, [format!("{} true", before + 3)]);
+}
+
 #[tokio::test]
 async fn a_migration_that_was_edited_after_it_ran_is_refused_until_it_is_put_back() {
     let fleet = Fleet::of(3).await;
@@ -633,7 +711,7 @@ async fn what_was_changed_by_hand_is_found_and_shown() {
     fleet.sql(&format!("alter table {first}.projects alter column status drop not null")).await;
     fleet.sql(&format!("alter table {first}.task_assignees set unlogged")).await;
     fleet.sql(&format!("alter table {first}.task_assignees disable trigger all")).await;
-    fleet.sql(&format!("drop index {second}.tasks_newest")).await;
+    fleet.sql(&format!("drop index {second}.tasks_title")).await;
     fleet.sql(&format!("alter table {second}.tasks drop constraint tasks_impact")).await;
     fleet.sql(&format!("drop schema {third} cascade")).await;
     fleet.sql("create schema tenant_00000000000000000000000000000001").await;
@@ -643,7 +721,7 @@ async fn what_was_changed_by_hand_is_found_and_shown() {
         "  - column projects.status: text not null",
         "  + column projects.status: text",
         "  + table task_assignees: unlogged, foreign keys disabled",
-        "  - index tasks_newest: CREATE INDEX tasks_newest ON tasks USING btree (created_at DESC, id DESC)",
+        "  - index tasks_title: CREATE INDEX tasks_title ON tasks USING btree (title, id)",
         "  - constraint tasks.tasks_impact: CHECK",
         &format!("{third} (org-3) is gone"),
         "tenant_00000000000000000000000000000001 on database",

@@ -5,6 +5,10 @@
 //! `platform`: for the shared set in `platform.shared_migrations`, for tenants in
 //! `platform.tenant_schema_modules`, so a tenant schema holds no history table.
 //!
+//! An index of tables that may be large is written as `create index concurrently`, in a migration that holds
+//! nothing else: where such a table is large, it is built while people write to it, after what is before it
+//! is committed ([`Set::aside`]). Everywhere else it is a `create index` like others, in the transaction.
+//!
 //! A migration that ran is never edited: what is written of a schema says which ones led to its
 //! version, and one that was led there by others is not touched any more ([`Set::objection`]).
 
@@ -16,7 +20,7 @@ use serde::Serialize;
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
-use super::Tx;
+use super::{Place, Schema, TenantDoor, Tx};
 use crate::error::{Error, Result};
 
 mod shared {
@@ -39,6 +43,8 @@ const IN_ONE_FLUSH: usize = 25;
 /// How long a shared migration is tried again that somebody is in the way of, and the longest pause between.
 const SHARED_PATIENCE: Duration = Duration::from_secs(60);
 const LONGEST_PAUSE: Duration = Duration::from_secs(8);
+/// The bytes from which on nobody should wait for an index of a table: below, it takes some ten milliseconds.
+const LARGE: i64 = 8 * 1024 * 1024;
 
 /// The migrations of one module, oldest first.
 #[derive(Clone, Debug)]
@@ -159,10 +165,43 @@ impl Set {
         Ok(())
     }
 
+    /// The first migration after `version` whose indexes are to be built aside: of a table that is large now, or
+    /// begun by an attempt before.
+    pub async fn aside(&self, tx: &Tx, schema: Schema, version: i64) -> Result<Option<Aside<'_>>> {
+        for migration in self.migrations.iter().filter(|migration| migration.version() > version) {
+            let statements = statements(migration.sql().unwrap_or_default());
+            let indexes: Vec<Index> = statements.iter().filter_map(|sql| Index::of(sql)).collect();
+            if indexes.is_empty() {
+                continue;
+            }
+            let named = |name: &String| format!("{schema}.{name}");
+            let tables: Vec<String> = indexes.iter().map(|index| named(&index.table)).collect();
+            let names: Vec<String> = indexes.iter().map(|index| named(&index.name)).collect();
+            let row = tx
+                .query_one(
+                    "select coalesce(bool_or(pg_relation_size(to_regclass(w.of)) >= $3), false) as large, \
+                     count(to_regclass(w.name)) > 0 as begun, bool_and(coalesce(i.indisvalid, false)) as built \
+                     from unnest($1::text[], $2::text[]) as w (of, name) \
+                     left join pg_catalog.pg_index i on i.indexrelid = to_regclass(w.name)",
+                    &[&tables, &names, &LARGE],
+                )
+                .await?;
+            if row.try_get("large")? || row.try_get("begun")? {
+                let is_built = row.try_get("built")?;
+                return Ok(Some(Aside { module: self.module, migration, indexes, is_built }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The statements as they run in a transaction.
     fn after(&self, version: i64) -> impl Iterator<Item = (&Migration, String)> {
         let later = self.migrations.iter().filter(move |migration| migration.version() > version);
         later.flat_map(|migration| {
-            statements(migration.sql().unwrap_or_default()).into_iter().map(move |sql| (migration, sql))
+            let statements = statements(migration.sql().unwrap_or_default());
+            statements
+                .into_iter()
+                .map(move |sql| (migration, sql.replacen("index concurrently ", "index ", 1)))
         })
     }
 
@@ -174,6 +213,66 @@ impl Set {
 /// What a checksum says of one migration.
 fn digits(checksum: &str, version: usize) -> &str {
     checksum.get((version - 1) * 8..version * 8).unwrap_or(NONE_THERE)
+}
+
+/// A migration whose indexes are built while their tables are in use.
+pub struct Aside<'a> {
+    module: &'static str,
+    migration: &'a Migration,
+    indexes: Vec<Index>,
+    /// All of them are there.
+    pub is_built: bool,
+}
+
+impl Aside<'_> {
+    /// The version that it leads to.
+    pub fn version(&self) -> i64 {
+        self.migration.version()
+    }
+
+    /// Builds the indexes that are not there yet; false: somebody else is at it.
+    pub async fn build(
+        &self,
+        door: &TenantDoor,
+        place: &Place,
+        timeout: Option<Duration>,
+    ) -> Result<bool, Failure> {
+        for index in &self.indexes {
+            let built = door.build_index(place, index, timeout).await.map_err(|error| Failure {
+                migration: format!("{} of module {}", self.migration, self.module),
+                statement: index.statement(place.schema),
+                error,
+            })?;
+            if !built {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// A `create index concurrently`.
+pub struct Index {
+    /// The words before the name.
+    create: String,
+    pub name: String,
+    pub table: String,
+    rest: String,
+}
+
+impl Index {
+    fn of(statement: &str) -> Option<Self> {
+        let (create, after) = statement.split_once("index concurrently ")?;
+        let (name, after) = after.split_once(" on ")?;
+        let (table, rest) = after.split_once(char::is_whitespace)?;
+        let create = format!("{create}index concurrently");
+        Some(Self { create, name: name.trim().into(), table: table.into(), rest: rest.into() })
+    }
+
+    /// The statement outside of every transaction, where no schema is on the path.
+    pub fn statement(&self, schema: Schema) -> String {
+        format!("{} {} on {schema}.{} {}", self.create, self.name, self.table, self.rest)
+    }
 }
 
 /// A statement of a migration that failed.
@@ -386,6 +485,20 @@ mod tests {
                 "second",
                 "drop table if exists a;\nalter table b rename to c;\ncreate index d on c (id);",
             )
+    }
+
+    #[test]
+    fn an_index_is_told_by_its_name_its_table_and_the_rest() {
+        let index = Index::of("create unique index concurrently d\n on c using gin\n (id)").unwrap();
+        let schema = Schema::new(Uuid::nil());
+        assert_eq!((index.name.as_str(), index.table.as_str()), ("d", "c"));
+        assert_eq!(
+            index.statement(schema),
+            format!("create unique index concurrently d on {schema}.c using gin\n (id)")
+        );
+        assert!(Index::of("create index d on c (id)").is_none());
+        let set = set().with(3, "third", "create index concurrently e on c (id);");
+        assert_eq!(set.after(2).map(|(_, sql)| sql).collect::<Vec<_>>(), ["create index e on c (id)"]);
     }
 
     #[test]

@@ -29,7 +29,7 @@ use anyhow::Context;
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::broadcast;
-use tokio_postgres::config::SslMode;
+use tokio_postgres::{config::SslMode, error::SqlState};
 use uuid::Uuid;
 
 pub use fresh::{Fresh, Mark};
@@ -39,6 +39,7 @@ pub use tokio_postgres::{Row, types::ToSql};
 pub use tx::{COMMIT_NOTE, PlatformTx, TenantTx, Tx};
 use tx::{Companion, Mode};
 
+use self::migrations::Index;
 use crate::{config::DatabaseConfig, error::Result, outbound};
 
 /// The name of a tenant's schema: `tenant_` and 32 hexadecimal digits of an id of its own.
@@ -243,6 +244,30 @@ impl TenantDoor {
                 let lease = place.server.pool.get(place.schema.id()).await?;
                 Ok(tx.accompany(lease, place.server.id, place.schema, organization))
             }
+        }
+    }
+
+    /// Builds an index in a schema while its table is in use, outside of every transaction. What is there already
+    /// stays; what an attempt before left half built goes first. False: somebody else is at it.
+    ///
+    /// Nothing may be held meanwhile: the build waits for everybody whose transaction is older, also for those
+    /// who wait for whoever asks for it, and Postgres would see no deadlock in that.
+    pub async fn build_index(&self, place: &Place, index: &Index, timeout: Option<Duration>) -> Result<bool> {
+        let (client, schema) = (place.server.pool.alone(timeout).await?, place.schema);
+        let (name, table) = (format!("{schema}.{}", index.name), format!("{schema}.{}", index.table));
+        let sql = "select i.indisvalid, exists (select from pg_catalog.pg_stat_progress_create_index p \
+                     where p.relid = to_regclass($1::text)) as building \
+                   from (select) as one left join pg_catalog.pg_index i on i.indexrelid = to_regclass($2::text)";
+        let row = client.query_one(sql, &[&table, &name]).await?;
+        match row.try_get("indisvalid")? {
+            Some(true) => return Ok(true),
+            _ if row.try_get("building")? => return Ok(false),
+            Some(false) => client.batch_execute(&format!("drop index concurrently if exists {name}")).await?,
+            None => {}
+        }
+        match client.batch_execute(&index.statement(schema)).await {
+            Err(error) if error.code() == Some(&SqlState::DUPLICATE_TABLE) => Ok(false),
+            built => Ok(built.map(|()| true)?),
         }
     }
 

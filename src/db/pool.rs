@@ -256,24 +256,9 @@ impl Pool {
     }
 
     async fn connect(&self) -> Result<Connection> {
-        let refused = |error: tokio_postgres::Error| {
-            Error::unavailable("The database cannot be reached. Try again in a moment.", 2).caused_by(error)
-        };
-        let connecting = async {
-            let (client, connection) = self.config.connect(self.tls.clone()).await?;
-            tokio::spawn(async move {
-                if let Err(error) = connection.await {
-                    tracing::warn!(%error, "a database connection broke");
-                }
-            });
-            let enter = client.prepare(ENTER).await?;
-            Ok((client, enter))
-        };
-        // The driver's own limit ends with the TCP handshake; a server may accept and stay silent.
-        let (client, enter) = tokio::time::timeout(CONNECT_WITHIN, connecting)
-            .await
-            .map_err(|_| Error::unavailable("The database does not answer. Try again in a moment.", 2))?
-            .map_err(refused)?;
+        let client = self.open(&self.config).await?;
+        let entering = tokio::time::timeout(CONNECT_WITHIN, client.prepare(ENTER)).await;
+        let enter = entering.map_err(|_| silent())?.map_err(unreachable)?;
         Ok(Connection {
             client,
             enter,
@@ -282,6 +267,39 @@ impl Pool {
             made: Instant::now(),
         })
     }
+
+    /// A connection that is in no slot, for statements that cannot be in a transaction and may each take so long.
+    pub async fn alone(&self, timeout: Option<Duration>) -> Result<Client> {
+        let limit = timeout.map_or(0, |limit| limit.as_millis().max(1));
+        let mut config = self.config.clone();
+        config.options(format!(
+            "-c search_path=extensions -c statement_timeout={limit} -c client_connection_check_interval=1s"
+        ));
+        self.open(&config).await
+    }
+
+    async fn open(&self, config: &tokio_postgres::Config) -> Result<Client> {
+        let connecting = async {
+            let (client, connection) = config.connect(self.tls.clone()).await?;
+            tokio::spawn(async move {
+                if let Err(error) = connection.await {
+                    tracing::warn!(%error, "a database connection broke");
+                }
+            });
+            Ok(client)
+        };
+        // The driver's own limit ends with the TCP handshake; a server may accept and stay silent.
+        let connected = tokio::time::timeout(CONNECT_WITHIN, connecting).await;
+        connected.map_err(|_| silent())?.map_err(unreachable)
+    }
+}
+
+fn silent() -> Error {
+    Error::unavailable("The database does not answer. Try again in a moment.", 2)
+}
+
+fn unreachable(error: tokio_postgres::Error) -> Error {
+    Error::unavailable("The database cannot be reached. Try again in a moment.", 2).caused_by(error)
 }
 
 /// A connection on loan. It goes back to its slot when dropped, or is closed if marked broken.

@@ -26,12 +26,11 @@ pub struct Select<'a> {
     from: &'static str,
     conditions: Vec<String>,
     values: Vec<Value<'a>>,
-    /// The selection of ids that a condition is about.
-    among: Option<String>,
+    /// The selection of ids that a condition is about, and which of the values it is by.
+    among: Option<(&'static str, usize)>,
     /// Columns that have a value in all rows that are left, or in none.
     known: Vec<(&'static str, bool)>,
-    /// A column that conditions may leave a range of, with not too many values, and an index by it and id.
-    spread: Option<&'static str>,
+    spread: Option<Spread>,
 }
 
 impl<'a> Select<'a> {
@@ -64,10 +63,10 @@ impl<'a> Select<'a> {
 
     /// Adds, where the request gives a value, that the row's id is among those that `ids` selects by it: each
     /// of them once, and none that is not in the table.
-    pub fn among_if<T: ToSql + Sync>(self, id: &str, ids: &str, value: &'a Option<T>) -> Self {
+    pub fn among_if<T: ToSql + Sync>(self, id: &str, ids: &'static str, value: &'a Option<T>) -> Self {
         let Some(value) = value else { return self };
         let mut with = self.and(&format!("{id} in ({ids})"), value);
-        with.among = Some(ids.replace('?', &format!("${}", with.values.len())));
+        with.among = Some((ids, with.values.len() - 1));
         with
     }
 
@@ -78,10 +77,11 @@ impl<'a> Select<'a> {
         self
     }
 
-    /// Tells that conditions may leave a range of this column, such as one of days, and that an index begins
-    /// with it and the id: of such a range the first rows by id are looked for under each of its values.
-    pub fn spread_over(mut self, column: &'static str) -> Self {
-        self.spread = Some(column);
+    /// Tells that conditions may leave a range of this column, such as one of days, and that there are indexes
+    /// by it and the id, and by it, each of these other columns and the id: of such a range the first rows in
+    /// such an order are looked for under each of its values.
+    pub fn spread_over(mut self, column: &'static str, orders: &'static [&'static str]) -> Self {
+        self.spread = Some(Spread { column, orders });
         self
     }
 
@@ -182,14 +182,15 @@ impl<'a> Select<'a> {
 
     /// A page of everything.
     async fn all(&self, tx: &Tx, wanted: &Wanted<'_>) -> Result<(Vec<Row>, i64)> {
-        let count = self.count(COUNTED);
-        let read = || async { join!(self.along(tx, wanted, None), tx.query_one(&count, &self.values)) };
+        let (count, anywhere) = (self.count(COUNTED), Within::default());
+        let read =
+            || async { join!(self.along(tx, wanted, &anywhere, None), tx.query_one(&count, &self.values)) };
         let first = !tx.has_begun();
         let (mut rows, mut counted) = read().await;
         if first && tx.restarts_after_stale_plan().await? {
             (rows, counted) = read().await;
         }
-        let rows = self.with_rest(tx, wanted, rows?).await?;
+        let rows = self.with_rest(tx, wanted, &anywhere, rows?).await?;
         Ok((rows, counted?.try_get(0)?))
     }
 
@@ -197,41 +198,51 @@ impl<'a> Select<'a> {
     async fn some(&self, tx: &Tx, wanted: &Wanted<'_>) -> Result<(Vec<Row>, i64)> {
         let count = self.count(COUNTED);
         // One value is in half of the rows, another in three: each has its own best plan.
-        let read = || async {
-            let plan = tx.command("set local plan_cache_mode = force_custom_plan");
-            join!(plan, tx.query_one(&count, &self.values))
+        // And rows that are selected by ids are looked up, not met by going along everything.
+        let plan = match self.among {
+            Some(_) => {
+                "select set_config('plan_cache_mode', 'force_custom_plan', true), \
+                        set_config('enable_hashjoin', 'off', true)"
+            }
+            None => "set local plan_cache_mode = force_custom_plan",
         };
+        let read = || async { join!(tx.command(plan), tx.query_one(&count, &self.values)) };
         let first = !tx.has_begun();
         let (mut set, mut counted) = read().await;
         if first && tx.restarts_after_stale_plan().await? {
             (set, counted) = read().await;
         }
         let counted: i64 = set.and(counted)?.try_get(0)?;
-        let (single, spread) = (self.conditions.len() == 1, self.spread_range());
+        let (single, range) = (self.conditions.len() == 1, self.range());
         let searches = self.conditions.iter().any(|condition| condition.contains("@@"));
         // Whether the index of a condition has the ids in the order asked for.
-        let leads = wanted.by_ids && !searches && spread.is_none() && (single || self.among.is_none());
+        let leads = wanted.by_ids && !searches && range.is_none() && (single || self.among.is_none());
         // No index of an order says whether a row has a word: looking for those near takes longest.
         let gathered = if single && searches { COUNTED } else { FEW };
         let rows = match counted {
             0 => Vec::new(),
-            few if few <= gathered => self.gathered(tx, wanted).await?,
-            _ if leads => self.with_rest(tx, wanted, self.along(tx, wanted, None).await?).await?,
-            _ => match spread.filter(|_| wanted.by_ids && self.among.is_none()) {
-                Some((column, range)) => self.under_each(tx, wanted, column, &range).await?,
+            few if few <= gathered => self.gathered(tx, wanted, &Within::default()).await?,
+            _ if leads => {
+                let anywhere = Within::default();
+                let found = self.along(tx, wanted, &anywhere, None).await?;
+                self.with_rest(tx, wanted, &anywhere, found).await?
+            }
+            _ => match range.as_ref().filter(|_| wanted.by_ids) {
+                Some(range) => self.under_each(tx, wanted, range, None).await?,
                 None => self.near_or_gathered(tx, wanted, counted).await?,
             },
         };
         Ok((rows, counted))
     }
 
-    /// The column that conditions may leave a range of, and those conditions, where there are any.
-    fn spread_range(&self) -> Option<(&'static str, String)> {
-        let column = self.spread?;
+    /// The range that rows can be looked for under each value of, if the conditions leave one.
+    fn range(&self) -> Option<Range> {
+        let column = self.spread.as_ref().filter(|_| self.among.is_none())?.column;
         let begins = [format!("{column} <= "), format!("{column} >= ")];
         let is_of_it = |condition: &&String| begins.iter().any(|begin| condition.starts_with(begin));
         let range: Vec<&str> = self.conditions.iter().filter(is_of_it).map(String::as_str).collect();
-        (!range.is_empty()).then(|| (column, range.join(" and ")))
+        let alone = range.len() == self.conditions.len();
+        (!range.is_empty()).then(|| Range { column, conditions: range.join(" and "), alone })
     }
 
     /// The statement that counts, to one more than this. It selects nothing, so that Postgres need not look
@@ -239,7 +250,9 @@ impl<'a> Select<'a> {
     fn count(&self, most: i64) -> String {
         let (limit, from) = (most + 1, self.from);
         match (&self.among, self.conditions.len()) {
-            (Some(among), 1) => format!("select count(*) from ({among} limit {limit}) as counted"),
+            (Some((among, _)), 1) => {
+                format!("select count(*) from ({} limit {limit}) as counted", among.replace('?', "$1"))
+            }
             _ => {
                 format!("select count(*) from (select from {from}{} limit {limit}) as counted", self.filter())
             }
@@ -268,20 +281,27 @@ impl<'a> Select<'a> {
 
     /// The first rows behind the cursor or offset, by the order's index, as far as the border: all, or those
     /// with a value where some may have none.
-    async fn along(&self, tx: &Tx, wanted: &Wanted<'_>, border: Option<&Border>) -> Result<Vec<Row>> {
+    async fn along(
+        &self,
+        tx: &Tx,
+        wanted: &Wanted<'_>,
+        within: &Within,
+        border: Option<&Border>,
+    ) -> Result<Vec<Row>> {
         if wanted.has_value == Some(false) || wanted.is_in_the_rest() {
             return Ok(Vec::new());
         }
-        let Wanted { order, column, by_ids, has_value, behind, rows, offset, .. } = wanted;
+        let Wanted { order, column, by_ids, behind, rows, offset, .. } = wanted;
         let mut values = self.values.clone();
         // What is selected by one of its properties elsewhere has its ids there, in order.
-        let (from, id, mut conditions) = match &self.among {
-            Some(among) if *by_ids && self.conditions.len() == 1 => {
-                (format!("({among}) as among (page_id)"), "page_id", Vec::new())
+        let (from, id, mut conditions) = match self.among {
+            Some((among, _)) if *by_ids && self.conditions.len() == 1 => {
+                (format!("({}) as among (page_id)", among.replace('?', "$1")), "page_id", Vec::new())
             }
             _ => (self.from.to_owned(), order.id, self.conditions.clone()),
         };
-        if has_value.is_none() {
+        // Also where it is known: an index may hold no others.
+        if order.nullable {
             conditions.push(format!("{column} is not null"));
         }
         let (direction, beyond) = order.direction();
@@ -292,6 +312,7 @@ impl<'a> Select<'a> {
                 values.push(value);
             }
         }
+        within.confine(order, &mut conditions, &mut values);
         if let Some(Border { value, id: last }) = border {
             let until = if order.descending { ">=" } else { "<=" };
             conditions.push(wanted.compared(id, until, values.len() + 1));
@@ -353,10 +374,17 @@ impl<'a> Select<'a> {
     /// The page out of rows that no index has in this order: the near ones if they fill it, or else all that
     /// meet the conditions, or if those are too many as far as it takes.
     async fn near_or_gathered(&self, tx: &Tx, wanted: &Wanted<'_>, counted: i64) -> Result<Vec<Row>> {
+        let (order, within) = (wanted.order, self.within(tx, wanted).await?);
         if let Some(border) = self.border(tx, wanted).await? {
-            let near = self.along(tx, wanted, Some(&border)).await?;
+            let near = self.along(tx, wanted, &within, Some(&border)).await?;
             if near.len() as i64 == wanted.rows {
                 return Ok(near);
+            }
+            // Other conditions would be looked at in the rows of each value, which may be all there are.
+            let spread = self.range().filter(|range| range.alone).zip(self.spread.as_ref());
+            if let Some((range, _)) = spread.filter(|(_, spread)| spread.orders.contains(&order.column)) {
+                let found = self.under_each(tx, wanted, &range, None).await?;
+                return self.with_rest(tx, wanted, &within, found).await;
             }
             let counted = match self.conditions.len() {
                 1 if counted > COUNTED => {
@@ -367,45 +395,84 @@ impl<'a> Select<'a> {
             // Of several conditions each alone may be met by many rows, which are then looked at.
             let most = if self.conditions.len() == 1 { MANY } else { COUNTED };
             if counted <= most {
-                return self.gathered(tx, wanted).await;
+                return self.gathered(tx, wanted, &within).await;
             }
         }
-        self.with_rest(tx, wanted, self.along(tx, wanted, None).await?).await
+        let found = self.along(tx, wanted, &within, None).await?;
+        self.with_rest(tx, wanted, &within, found).await
     }
 
-    /// The page by id out of a range of another column: of each of its values the first id says whether it
-    /// has a part in the page at all.
-    async fn under_each(&self, tx: &Tx, wanted: &Wanted<'_>, column: &str, range: &str) -> Result<Vec<Row>> {
-        let Wanted { order, behind, rows, offset, .. } = wanted;
+    /// The first rows behind the cursor or offset out of a range of another column: of each of its values the
+    /// first row says whether it has a part in the page at all. `rest`: of the rows without a value, which are
+    /// read by id, so many behind so many.
+    async fn under_each(
+        &self,
+        tx: &Tx,
+        wanted: &Wanted<'_>,
+        range: &Range,
+        rest: Option<(i64, i64)>,
+    ) -> Result<Vec<Row>> {
+        let Wanted { order, column, behind, .. } = wanted;
         let (id, from, (direction, beyond)) = (order.id, self.from, order.direction());
         let (mut conditions, mut values) = (self.conditions.clone(), self.values.clone());
-        if let Some((_, last)) = behind {
-            conditions.push(wanted.compared(id, beyond, values.len() + 1));
-            values.push(last);
+        let by_ids = wanted.by_ids || rest.is_some();
+        let (rows, offset) = rest.unwrap_or((wanted.rows, wanted.offset));
+        match rest {
+            None if wanted.has_value == Some(false) || wanted.is_in_the_rest() => return Ok(Vec::new()),
+            None => conditions.extend(order.nullable.then(|| format!("{column} is not null"))),
+            Some(_) => conditions.push(format!("{column} is null")),
         }
-        let before = rows + offset;
-        values.extend([rows as Value<'_>, offset, &before]);
+        match (behind, rest) {
+            (Some((value, last)), None) => {
+                conditions.push(wanted.compared(id, beyond, values.len() + 1));
+                values.push(last);
+                if !by_ids {
+                    values.push(value);
+                }
+            }
+            (Some((None, last)), Some(_)) => {
+                conditions.push(format!("{id} {beyond} ${}::text::{}", values.len() + 1, order.id_of));
+                values.push(last);
+            }
+            _ => {}
+        }
+        let first = rows + offset;
+        values.extend([&rows as Value<'_>, &offset, &first]);
         let (limit, skipped, first) = (values.len() - 2, values.len() - 1, values.len());
-        conditions.push(format!("{column} = each_value"));
+        let Range { column: each, conditions: within, .. } = range;
+        conditions.push(format!("{each} = each_value"));
         let filter = clause(&conditions);
+        let (key, by, by_key) = match by_ids {
+            true => ("null", format!("{id} {direction}"), String::new()),
+            false => (
+                column.as_str(),
+                format!("{column} {direction}, {id} {direction}"),
+                format!("page_key {direction}, "),
+            ),
+        };
+        let by_key = format!("{by_key}page_id {direction}");
+        let select = format!("select {key} as page_key, {id} as page_id from {from}{filter} order by {by}");
         let picked = format!(
-            "recursive found as ((select {column} as each_value from {from} where {range} \
-             order by {column} limit 1) \
-             union all select (select {column} from {from} where {column} > each_value and {range} \
-             order by {column} limit 1) from found where each_value is not null), \
-             firsts as materialized (select each_value, (select {id} from {from}{filter} \
-             order by {id} {direction} limit 1) as first_id from found where each_value is not null), \
-             chosen as (select each_value from firsts where first_id is not null \
-             order by first_id {direction} limit ${first}), \
-             picked as materialized (select page_id from chosen cross join lateral (select {id} as page_id \
-             from {from}{filter} order by {id} {direction} limit ${first}) as under \
-             order by page_id {direction} limit ${limit} offset ${skipped})"
+            "recursive found as ((select {each} as each_value from {from} where {within} \
+             order by {each} limit 1) \
+             union all select (select {each} from {from} where {each} > each_value and {within} \
+             order by {each} limit 1) from found where each_value is not null), \
+             chosen as materialized (select each_value from found cross join lateral ({select} limit 1) as first \
+             where each_value is not null order by {by_key} limit ${first}), \
+             picked as materialized (select page_id from chosen cross join lateral ({select} limit ${first}) \
+             as under order by {by_key} limit ${limit} offset ${skipped})"
         );
-        tx.query(&self.show(wanted, &picked, &wanted.by(id)), &values).await
+        tx.query(&self.show(wanted, &picked, &by), &values).await
     }
 
     /// The same page when these of its rows have a value: the rest come after them, by id.
-    async fn with_rest(&self, tx: &Tx, wanted: &Wanted<'_>, mut found: Vec<Row>) -> Result<Vec<Row>> {
+    async fn with_rest(
+        &self,
+        tx: &Tx,
+        wanted: &Wanted<'_>,
+        within: &Within,
+        mut found: Vec<Row>,
+    ) -> Result<Vec<Row>> {
         let missing = wanted.rows - found.len() as i64;
         if wanted.has_value == Some(true) || missing == 0 {
             return Ok(found);
@@ -428,12 +495,17 @@ impl<'a> Select<'a> {
             let before: i64 = tx.query_one(&sql, &values).await?.try_get(0)?;
             offset -= before;
         }
+        if let Some(range) = self.range() {
+            found.extend(self.under_each(tx, wanted, &range, Some((missing, offset))).await?);
+            return Ok(found);
+        }
         let (mut conditions, mut values) = (self.conditions.clone(), self.values.clone());
         conditions.push(format!("{column} is null"));
         if let Some((None, last)) = behind {
             conditions.push(format!("{id} {beyond} ${}::text::{}", n + 1, order.id_of));
             values.push(last);
         }
+        within.confine(order, &mut conditions, &mut values);
         values.extend([&missing as Value<'_>, &offset]);
         let by = format!("{id} {direction}");
         let picked = format!(
@@ -448,12 +520,41 @@ impl<'a> Select<'a> {
         Ok(found)
     }
 
-    /// The page out of all rows that meet the conditions, which are not many.
-    async fn gathered(&self, tx: &Tx, wanted: &Wanted<'_>) -> Result<Vec<Row>> {
+    /// The least and the greatest id, where an index tells. What one person or one project has to do with is
+    /// often of one time, and far from the beginning of an order: what is not between these ids is passed
+    /// without a further look, and rows are gathered by reading an index by id from one to the other.
+    async fn within(&self, tx: &Tx, wanted: &Wanted<'_>) -> Result<Within> {
+        let Wanted { order, .. } = wanted;
+        let led =
+            self.conditions.len() == 1 && self.conditions.iter().all(|condition| condition.contains(" = $"));
+        let (ids, value) = match self.among {
+            Some((among, by)) => {
+                (format!("({}) as among (page_id)", among.replace('?', "$1")), self.values[by])
+            }
+            None if led => {
+                let ids = format!("(select {} from {}{})", order.id, self.from, self.filter());
+                (format!("{ids} as among (page_id)"), self.values[0])
+            }
+            None => return Ok(Within::default()),
+        };
+        let end = |direction: &str| {
+            // The bare name would be that of the text.
+            format!("(select page_id::text from {ids} order by among.page_id {direction} limit 1)")
+        };
+        let sql = format!("select {} as least, {} as greatest", end("asc"), end("desc"));
+        let row = tx.query_one(&sql, &[value]).await?;
+        Ok(Within(row.try_get::<_, Option<String>>("least")?.zip(row.try_get("greatest")?)))
+    }
+
+    /// The page out of all rows that meet the conditions, which are not many. All their ids are `within`.
+    async fn gathered(&self, tx: &Tx, wanted: &Wanted<'_>, within: &Within) -> Result<Vec<Row>> {
         let Wanted { order, column, by_ids, behind, rows, offset, .. } = wanted;
-        let (id, n) = (order.id, self.values.len());
+        let id = order.id;
         let (direction, beyond) = order.direction();
         let mut values = self.values.clone();
+        let mut conditions = self.conditions.clone();
+        within.confine(order, &mut conditions, &mut values);
+        let n = values.len();
         let value = behind.and_then(|(value, _)| value);
         let seek = match behind {
             None => String::new(),
@@ -487,12 +588,26 @@ impl<'a> Select<'a> {
              picked as (select page_id from matching{seek} \
              order by {by_key}page_id {direction} limit ${} offset ${})",
             self.from,
-            self.filter(),
+            clause(&conditions),
             values.len() - 1,
             values.len()
         );
         tx.query(&self.show(wanted, &picked, &by), &values).await
     }
+}
+
+/// What [`Select::spread_over`] tells.
+struct Spread {
+    column: &'static str,
+    orders: &'static [&'static str],
+}
+
+/// A range of a column with not too many values.
+struct Range {
+    column: &'static str,
+    conditions: String,
+    /// There is no other condition.
+    alone: bool,
 }
 
 /// Which rows a page shows.
@@ -510,6 +625,19 @@ struct Wanted<'a> {
     behind: Option<(Option<&'a str>, &'a str)>,
     rows: i64,
     offset: i64,
+}
+
+/// The least and the greatest id of all rows that meet the conditions, if they are known.
+#[derive(Default)]
+struct Within(Option<(String, String)>);
+
+impl Within {
+    fn confine<'a>(&'a self, order: &Order, conditions: &mut Vec<String>, values: &mut Vec<Value<'a>>) {
+        let Some((least, greatest)) = &self.0 else { return };
+        let (id, of, n) = (order.id, order.id_of, values.len());
+        conditions.push(format!("{id} between ${}::text::{of} and ${}::text::{of}", n + 1, n + 2));
+        values.extend([least as Value<'_>, greatest]);
+    }
 }
 
 /// A row that is not passed.

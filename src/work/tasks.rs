@@ -242,7 +242,7 @@ impl TasksApi {
             .and_if("due_date <= ?", &due_before.0)
             .and_if("due_date >= ?", &due_after.0)
             .and_if("search @@ to_tsquery('simple', ?)", &search)
-            .spread_over("due_date")
+            .spread_over("due_date", &["updated_at", "status", "position", "completed_at"])
             .knowing("completed_at", status.0.map(|status| status == TaskStatus::Done))
             .page(&tx, &order, &paging, from_row)
             .await?;

@@ -86,7 +86,3 @@ create table message_reads (
     read_at timestamptz not null,
     primary key (project_id, user_id)
 );
-
--- What somebody's tasks are counted and sorted by: GET /me/tasks reads nothing else of those that it does not
--- show.
-create index tasks_plate on tasks (id) include (status, due_date, priority, completed_at);

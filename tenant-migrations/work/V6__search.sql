@@ -1,11 +1,4 @@
--- Words of names and titles by themselves, as what is named so comes before what only speaks of it.
-create index projects_named on projects using gin
-    (to_tsvector('simple'::regconfig, translate(name,
-        '!"#$%&''()*+,-./:;<=>?@[\]^_`{|}~', repeat(' ', 32)))) with (gin_pending_list_limit = 64);
-create index tasks_named on tasks using gin
-    (to_tsvector('simple'::regconfig, translate(title,
-        '!"#$%&''()*+,-./:;<=>?@[\]^_`{|}~', repeat(' ', 32)))) with (gin_pending_list_limit = 64);
-
+-- Words of comments and messages.
 create index comments_search on comments using gin (search) with (gin_pending_list_limit = 64);
 create index messages_search on messages using gin (search) with (gin_pending_list_limit = 64);
 

@@ -57,6 +57,12 @@ pub(super) async fn attempt<'a>(
     let mut outcome = Outcome::NotConcerned;
     while let Some(&set) = task.modules.front() {
         match bring(app, &task, set, timeout).await {
+            Ok(Brought::Further) => continue,
+            // Which takes as long as it takes.
+            Ok(Brought::Busy) => {
+                task.tries -= 1;
+                return (task, Outcome::InTheWay);
+            }
             Ok(Brought::Up) => outcome = Outcome::Migrated,
             Ok(Brought::WasThere) => outcome = outcome.or_current(),
             Ok(Brought::NotConcerned) => {}
@@ -153,6 +159,10 @@ fn passes(error: &Error) -> bool {
 
 enum Brought {
     Up,
+    /// Not as far as it should be.
+    Further,
+    /// Somebody else builds its indexes.
+    Busy,
     /// By another run, or by a newer program.
     WasThere,
     NotConcerned,
@@ -165,7 +175,8 @@ const LOCK: &str = "with living as ( \
      insert into platform.tenant_schema_modules (schema_id, module, version) select id, $2::text, 0 from living \
      on conflict (schema_id, module) do update set updated_at = excluded.updated_at returning version, checksum";
 
-/// Brings one module of a schema up to its set, in one transaction.
+/// Brings one module of a schema up to its set, in one transaction; or, where the set has indexes for large
+/// tables, so far that they come next, or through the migration that has them.
 async fn bring(app: &App, task: &Task<'_>, set: &Set, timeout: Option<Duration>) -> Result<Brought, Trouble> {
     let schema = task.place.schema;
     let tx = match app.directory.door.begin(&task.place, Uuid::nil()).await {
@@ -192,9 +203,28 @@ async fn bring(app: &App, task: &Task<'_>, set: &Set, timeout: Option<Duration>)
     if let Some(objection) = set.objection(version, checksum.as_deref()) {
         return Err(objection.into());
     }
-    if version == set.latest() {
+    let latest = set.latest();
+    if version == latest {
         return Ok(Brought::WasThere);
     }
+    // Nobody works with a schema that has no version yet.
+    let aside = match version {
+        0 => None,
+        version => set.aside(&tx, schema, version).await?,
+    };
+    let upto = match &aside {
+        Some(aside) if aside.version() > version + 1 => aside.version() - 1,
+        Some(aside) if aside.is_built => aside.version(),
+        Some(aside) => {
+            drop(tx);
+            let built = aside.build(&app.directory.door, &task.place, timeout).await?;
+            return Ok(if built { Brought::Further } else { Brought::Busy });
+        }
+        None => latest,
+    };
+    let is_built = aside.is_some_and(|aside| aside.is_built && aside.version() == upto);
+    let (set, from) = (&set.upto(upto), if is_built { upto } else { version });
+    let brought = if upto == latest { Brought::Up } else { Brought::Further };
     let limits = format!(
         "select set_config('statement_timeout', '{}', true), set_config('lock_timeout', '{LOCK_WAIT_MS}', true)",
         timeout.map_or(0, |limit| limit.as_millis().max(1)),
@@ -205,7 +235,7 @@ async fn bring(app: &App, task: &Task<'_>, set: &Set, timeout: Option<Duration>)
         join!(
             tx.command(&limits),
             tx.command(&there),
-            set.apply(&tx, version),
+            set.apply(&tx, from),
             migrations::record(&tx, schema.id(), set),
         )
     };
@@ -226,7 +256,7 @@ async fn bring(app: &App, task: &Task<'_>, set: &Set, timeout: Option<Duration>)
     applied?;
     recorded?;
     tx.commit_aside().await?;
-    Ok(Brought::Up)
+    Ok(brought)
 }
 
 fn position(row: &Row) -> Result<(i64, Option<String>)> {

@@ -434,7 +434,7 @@ async fn work_through<'a>(
             Outcome::Current => board.note(|report| report.current += 1),
             Outcome::NotConcerned => board.note(|report| report.total -= 1),
             Outcome::InTheWay => {
-                let pause = with_jitter(FIRST_PAUSE * 2u32.pow(task.tries - 1), 0.5);
+                let pause = with_jitter(FIRST_PAUSE * 2u32.pow(task.tries.saturating_sub(1)), 0.5);
                 task.not_before = Instant::now() + pause.to_std().unwrap_or(FIRST_PAUSE);
                 queue.push_back(task);
             }
