@@ -38,7 +38,7 @@ const WORD: &str = "(select string_agg((array['ba','con','de','ri','lan','mo','t
 /// So many words, from many to few who use them.
 fn text(least: i32, most: i32) -> String {
     format!(
-        "array_to_string(array(select v.words[ceil(power({WORDS}, random()))::int] \
+        "array_to_string(array(select v.words[floor(power({WORDS}, random()))::int] \
          from generate_series(1, {least} + floor(random() * {})::int + 0 * i) as k), ' ')",
         most - least + 1
     )

@@ -177,17 +177,22 @@ async fn of_more_titles_than_are_read_the_newest_come_first() {
     let project = team.project("Paid").await;
     older_tasks(&team, &project, 2_500).await;
     task(&team, &project, "Invoice newest", "").await;
-    // The newest without the word, so that the first look does not find enough.
-    let sql = format!(
-        "update {}.tasks set title = 'Other ' || right(id::text, 12) where id > '{}' and title <> 'Invoice newest'",
-        team.schema().await,
-        "00000000-0000-7000-8000-000000002300"
-    );
-    team.app.sql(&sql).await;
-    let within = format!("&project_id={}", id(&project));
-    for more in ["", &within] {
-        let found = search(&team.owner, "invoice", more).await;
-        assert_eq!(titles(&found)[..3], ["Invoice newest", "Invoice 2300", "Invoice 2299"]);
+    let (schema, within) = (team.schema().await, format!("&project_id={}", id(&project)));
+    // The newest without the word, but for a few and then but for one, so that the first look does not find enough.
+    for (but, seen) in [
+        ("right(id::text, 12)::bigint % 40 = 0", ["Invoice 2480", "Invoice 2440", "Invoice 2400"]),
+        ("false", ["Invoice 2300", "Invoice 2299", "Invoice 2298"]),
+    ] {
+        let sql = format!(
+            "update {schema}.tasks set title = 'Other ' || right(id::text, 12) \
+             where id > '00000000-0000-7000-8000-000000002300' and title <> 'Invoice newest' and not ({but})"
+        );
+        team.app.sql(&sql).await;
+        for more in ["", &within] {
+            let found = search(&team.owner, "invoice", more).await;
+            assert_eq!(titles(&found)[0], "Invoice newest");
+            assert_eq!(titles(&found)[1..4], seen);
+        }
     }
 }
 

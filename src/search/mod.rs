@@ -60,13 +60,15 @@ pub struct Source {
 
 /// Rows that are looked at before an index is asked, which is slow for words that are everywhere.
 const FIRST_LOOK: i64 = 200;
+/// Where so many of these have the words, the newest are found sooner by going on along them than by an index.
+const OFTEN: usize = 3;
 /// Rows with the words in their title that are read at most to find the newest.
 const NAMED: i64 = 2_000;
 /// Of so many of the newest rows titles are looked at where more have the words.
 const TITLES_LOOK: i64 = 10_000;
-/// Rows with the words anywhere that are ranked at most.
+/// Rows with the words anywhere that are read at most.
 const FOUND: i64 = 1_000;
-/// Of so many of the newest rows, where an index has more than is ranked, or is of no use.
+/// Of so many of the newest rows texts are looked at where more have the words, or an index is of no use.
 const SECOND_LOOK: i64 = 2_000;
 /// Where fewer things were found, words that are in fewer things are taken for misspelled ones.
 const FEW: i64 = 3;
@@ -208,6 +210,14 @@ fn named(column: &str) -> String {
     )
 }
 
+/// Where words are looked for.
+#[derive(Clone, Copy)]
+enum Within {
+    Title,
+    /// All of its text, of which the title is a part.
+    Text,
+}
+
 /// What was found of one source: how well each row fits.
 type Found = HashMap<Uuid, i32>;
 
@@ -230,7 +240,7 @@ impl Search<'_> {
         let (exactly, beginnings) = (self.words.exactly(), self.words.beginnings());
         // A plan that was made while a table was small is kept when it has grown.
         let settled = self.tx.command("set local enable_seqscan to off");
-        let looked = each(sources, |source| Box::pin(self.newest(source, &exactly, &beginnings, FIRST_LOOK)));
+        let looked = each(sources, |source| Box::pin(self.newest(source, &exactly, &beginnings)));
         let (settled, looked) = join!(settled, looked);
         settled?;
         let mut found: Vec<Found> = looked?;
@@ -268,7 +278,7 @@ impl Search<'_> {
         Ok(SearchResults { data, has_more, meant: meant.into_iter().collect() })
     }
 
-    /// What an index is asked for where the first look did not find enough.
+    /// What is looked for further where the newest rows are not enough.
     async fn index(
         &self,
         source: &'static Source,
@@ -276,36 +286,29 @@ impl Search<'_> {
         exactly: &str,
         beginnings: &str,
     ) -> Result<Found> {
-        // The newest rows that have the words are newer than all others that have them.
-        let enough = |rank: i32| looked.values().filter(|r| **r <= rank).count() >= self.wanted;
-        let named = async {
-            match enough(TITLE) {
-                true => Ok(Vec::new()),
-                false => self.titled(source, exactly).await,
-            }
-        };
-        let begun = async {
-            match enough(TITLE_BEGINS) {
-                true => Ok(Vec::new()),
-                false => self.titled(source, beginnings).await,
-            }
-        };
-        let texts = async {
-            match looked.len() >= self.wanted {
-                true => Ok(Found::new()),
-                false => self.texts(source, exactly, beginnings).await,
-            }
-        };
-        let (named, begun, texts) = join!(named, begun, texts);
-        let mut found = texts?;
-        if found.len() as i64 == FOUND {
-            // Any of them, and not the newest.
-            for (id, rank) in self.newest(source, exactly, beginnings, SECOND_LOOK).await? {
-                add(&mut found, id, rank);
-            }
+        let asked = [
+            (TITLE, Within::Title, exactly),
+            (TITLE_BEGINS, Within::Title, beginnings),
+            (TEXT, Within::Text, exactly),
+            (TEXT_BEGINS, Within::Text, beginnings),
+        ];
+        // Words that were meant are not asked for as beginnings too.
+        let asked =
+            asked.into_iter().filter(|(rank, ..)| exactly != beginnings || [TITLE, TEXT].contains(rank));
+        let asked = asked.map(|(rank, within, query)| async move {
+            let many = looked.values().filter(|of_row| **of_row <= rank).count();
+            // The newest rows that fit so well come before all others that do.
+            let found = match many >= self.wanted {
+                true => Vec::new(),
+                false => self.further(source, within, query, many).await?,
+            };
+            Ok::<_, Error>((rank, found))
+        });
+        let mut found = Found::new();
+        for asked in join_all(asked).await {
+            let (rank, ids) = asked?;
+            ids.into_iter().for_each(|id| add(&mut found, id, rank));
         }
-        begun?.into_iter().for_each(|id| add(&mut found, id, TITLE_BEGINS));
-        named?.into_iter().for_each(|id| add(&mut found, id, TITLE));
         Ok(found)
     }
 
@@ -322,18 +325,12 @@ impl Search<'_> {
     }
 
     /// Those of the newest rows that have the words.
-    async fn newest(
-        &self,
-        source: &'static Source,
-        exactly: &str,
-        beginnings: &str,
-        rows: i64,
-    ) -> Result<Found> {
+    async fn newest(&self, source: &'static Source, exactly: &str, beginnings: &str) -> Result<Found> {
         let (columns, words) = match source.title {
             Some(title) => (format!("id, search, {title}"), named(title)),
             None => ("id, search".into(), "''::tsvector".into()),
         };
-        let Some(latest) = self.latest(source, &columns, rows, 3) else { return Ok(Found::new()) };
+        let Some(latest) = self.latest(source, &columns, FIRST_LOOK, 3) else { return Ok(Found::new()) };
         // `offset 0`: the words of a title are made once, and of rows that have the words only.
         let sql = format!(
             "select id, case when named @@ (select to_tsquery('simple', $2)) then {TITLE} \
@@ -348,33 +345,50 @@ impl Search<'_> {
         rows.iter().map(|row| Ok((row.try_get("id")?, row.try_get("rank")?))).collect()
     }
 
-    /// The newest rows with these words in their title.
-    async fn titled(&self, source: &'static Source, query: &str) -> Result<Vec<Uuid>> {
-        let Some(title) = source.title else { return Ok(Vec::new()) };
-        let condition = format!("{} @@ (select to_tsquery('simple', $1))", named(title));
-        let mut found = ids(&self.rows(source, "id", &condition, &[&query], NAMED).await?)?;
-        if found.len() as i64 == NAMED
-            && let Some(latest) = self.latest(source, &format!("id, search, {title}"), TITLES_LOOK, 3)
-        {
-            // Any of them, and not the newest. Titles are looked at until there are enough.
-            let sql = format!(
-                "select id from {latest} as newest \
-                 where search @@ (select to_tsquery('simple', $1)) and {condition} limit $2"
-            );
+    /// The newest rows with these words, which so many of the first ones have. Of words that more have than are
+    /// read at most they are looked for among the newest rows.
+    async fn further(
+        &self,
+        source: &'static Source,
+        within: Within,
+        query: &str,
+        many: usize,
+    ) -> Result<Vec<Uuid>> {
+        let has = |words: &str| format!("{words} @@ (select to_tsquery('simple', $1))");
+        let (columns, condition, most, look) = match (within, source.title) {
+            (Within::Text, _) => ("id, search".into(), has("search"), FOUND, SECOND_LOOK),
+            (Within::Title, Some(title)) => {
+                (format!("id, search, {title}"), has(&named(title)), NAMED, TITLES_LOOK)
+            }
+            (Within::Title, None) => return Ok(Vec::new()),
+        };
+        let newest = async |rows: i64| {
+            let Some(latest) = self.latest(source, &columns, rows, 3) else { return Ok(Vec::new()) };
+            // The words of a title are made of those rows only that have them somewhere.
+            let condition = match within {
+                Within::Title => format!("{} and {condition}", has("search")),
+                Within::Text => condition.clone(),
+            };
+            let sql = format!("select id from {latest} as newest where {condition} limit $2");
             let wanted = self.wanted as i64;
             let mut values: Vec<&(dyn ToSql + Sync)> = vec![&query, &wanted];
             values.extend(self.project.as_ref().map(|project| project as &(dyn ToSql + Sync)));
-            found.extend(ids(&self.tx.query(&sql, &values).await?)?);
+            ids(&self.tx.query(&sql, &values).await?)
+        };
+        // Words of the last hour only end where they would be enough if they were everywhere as often.
+        let reach = match many {
+            OFTEN.. => look.min(2 * FIRST_LOOK * self.wanted as i64 / many as i64),
+            _ => 0,
+        };
+        let mut found = if reach > 0 { newest(reach).await? } else { Vec::new() };
+        if found.len() < self.wanted {
+            let any = ids(&self.rows(source, &condition, query, most).await?)?;
+            if any.len() as i64 == most && reach < look {
+                found = newest(look).await?;
+            }
+            found.extend(any);
         }
         Ok(found)
-    }
-
-    /// Rows with the words anywhere.
-    async fn texts(&self, source: &'static Source, exactly: &str, beginnings: &str) -> Result<Found> {
-        let columns = "id, search @@ (select to_tsquery('simple', $2)) as exact";
-        let condition = "search @@ (select to_tsquery('simple', $1))";
-        let rows = self.rows(source, columns, condition, &[&beginnings, &exactly], FOUND).await?;
-        rows.iter().map(|row| Ok((row.try_get("id")?, of_text(row)?))).collect()
     }
 
     /// Those of the newest rows that have the words within others.
@@ -505,35 +519,29 @@ impl Search<'_> {
 
     /// Rows with words that were meant.
     async fn meant(&self, source: &'static Source, query: String) -> Result<Found> {
-        let latest = self.newest(source, &query, &query, FIRST_LOOK);
-        let (latest, titled, texts) =
-            join!(latest, self.titled(source, &query), self.texts(source, &query, &query));
-        let mut found: Found = texts?.into_keys().map(|id| (id, MEANT)).collect();
-        for (id, rank) in latest? {
-            add(&mut found, id, if rank == TITLE { MEANT_IN_TITLE } else { MEANT });
+        let mut found = self.newest(source, &query, &query).await?;
+        for (id, rank) in self.index(source, &found, &query, &query).await? {
+            add(&mut found, id, rank);
         }
-        titled?.into_iter().for_each(|id| add(&mut found, id, MEANT_IN_TITLE));
-        Ok(found)
+        let meant = |rank| if rank == TITLE { MEANT_IN_TITLE } else { MEANT };
+        Ok(found.into_iter().map(|(id, rank)| (id, meant(rank))).collect())
     }
 
-    /// Rows of a source by an index, within the project that was asked for; the parameters are `values`.
+    /// So many rows of a source by an index, within the project that was asked for.
     async fn rows(
         &self,
         source: &'static Source,
-        columns: &str,
         condition: &str,
-        values: &[&(dyn ToSql + Sync)],
-        limit: i64,
+        query: &str,
+        most: i64,
     ) -> Result<Vec<Row>> {
-        let n = values.len();
-        let mut values = values.to_vec();
-        values.push(&limit);
-        let mut sql = format!("select {columns} from {} where {condition}", source.table);
+        let mut values: Vec<&(dyn ToSql + Sync)> = vec![&query, &most];
+        let mut sql = format!("select id from {} where {condition}", source.table);
         if let Some(project) = &self.project {
             values.push(project);
-            sql += &format!(" and {}", source.project.replace('?', &format!("${}", n + 2)));
+            sql += &format!(" and {}", source.project.replace('?', "$3"));
         }
-        sql += &format!(" limit ${}", n + 1);
+        sql += " limit $2";
         self.tx.query(&sql, &values).await
     }
 
@@ -603,12 +611,6 @@ impl Search<'_> {
 
 fn ids(rows: &[Row]) -> Result<Vec<Uuid>> {
     rows.iter().map(|row| Ok(row.try_get("id")?)).collect()
-}
-
-/// How well a row fits that has the words in its text.
-fn of_text(row: &Row) -> Result<i32> {
-    let exact: bool = row.try_get("exact")?;
-    Ok(if exact { TEXT } else { TEXT_BEGINS })
 }
 
 /// Asks all sources in one flush.
