@@ -32,6 +32,12 @@ fn labels(test: &str) -> Vec<String> {
     done(test).into_iter().map(|(label, _)| label).collect()
 }
 
+/// Of jobs that take so long, no more were under way at once.
+fn never_more_than(test: &str, most: usize, each: Duration) {
+    let begun: Vec<Instant> = done(test).into_iter().map(|(_, at)| at).collect();
+    assert!(begun.windows(most + 1).all(|some| some[most] - some[0] >= each), "{begun:?}");
+}
+
 /// A job that says that it was done, and how.
 #[derive(Serialize, Deserialize)]
 struct Note {
@@ -201,19 +207,22 @@ async fn a_job_for_later_waits_for_its_time() {
 async fn of_two_with_the_same_key_that_wait_there_is_one_at_the_earlier_time() {
     let app = ground().await;
     let now = app.app.clock.now();
-    let keyed = |label: &str, hours: i64| {
+    let keyed = |label: &str, hours: i64, organization: Option<Uuid>| {
         let at = Some(now + TimeDelta::hours(hours));
-        (
-            note("keyed", label, Behaviour::Succeed).0,
-            Terms { at, unique: Some("k".into()), lane: None, organization: None },
-        )
+        let terms = Terms { at, unique: Some("k".into()), lane: None, organization };
+        (note("keyed", label, Behaviour::Succeed).0, terms)
     };
-    enqueue(&app, None, vec![keyed("first", 3), keyed("second", 2), keyed("third", 5)]);
+    let all = vec![keyed("first", 3, None), keyed("second", 2, None), keyed("third", 5, None)];
+    enqueue(&app, None, all);
     assert_eq!(app.number("select count(*) from platform.jobs").await, 1);
+    // A copy of an organization has things with the same ids; its jobs are its own.
+    let (one, copy) = (Some(Uuid::now_v7()), Some(Uuid::now_v7()));
+    enqueue(&app, None, vec![keyed("one", 9, one), keyed("copy", 9, copy), keyed("again", 10, copy)]);
+    assert_eq!(app.number("select count(*) from platform.jobs").await, 3);
     let _worker = worker(&app.app);
     app.app.clock.advance(TimeDelta::minutes(125));
     within(3, "the one is done", || async { labels("keyed") == ["first#1"] }).await;
-    enqueue(&app, None, vec![keyed("fourth", 0)]);
+    enqueue(&app, None, vec![keyed("fourth", 0, None)]);
     within(3, "the next is done", || async { labels("keyed") == ["first#1", "fourth#1"] }).await;
 }
 
@@ -227,11 +236,12 @@ async fn jobs_are_shared_out_fairly_among_organizations() {
     let _worker = worker(&app.app);
     within(5, "the heavy ones are under way", || async { labels("heavy").len() > 50 }).await;
     for n in 0..5 {
-        let asked = Instant::now();
         enqueue(&app, Some(&light), vec![note("light", &format!("l{n}"), Behaviour::Succeed)]);
+        let asked = Instant::now();
         within(5, "the light one is done", || async { labels("light").len() == n + 1 }).await;
-        let waited = done("light")[n].1.duration_since(asked);
-        assert!(waited < Duration::from_secs(1), "{waited:?}");
+        let end = done("light")[n].1;
+        let passed = done("heavy").iter().filter(|(_, at)| (asked..end).contains(at)).count();
+        assert!(passed < 1_000, "{passed} of somebody else's went first");
     }
     assert!(labels("heavy").len() < 10_000, "the heavy ones were still waiting");
 }
@@ -246,6 +256,7 @@ async fn one_organization_never_holds_every_slot() {
     within(5, "the slots are taken", || async { labels("holds").len() >= 8 }).await;
     enqueue(&app, Some(&light), vec![note("finds", "l", Behaviour::Succeed)]);
     within(1, "there is room", || async { labels("finds") == ["l#1"] }).await;
+    never_more_than("holds", 8, Duration::from_millis(2_500));
 }
 
 /// Two workers, many words: the jobs of one lane come one after the other.
@@ -255,7 +266,9 @@ async fn an_exclusive_lane_is_worked_by_one_at_a_time() {
     let other =
         on_the_servers_runtime(async { App::new(app.app.config.clone(), app.app.clock.clone()).unwrap() });
     let _workers = (worker(&app.app), worker(&other));
-    for _ in 0..20 {
+    let began = Instant::now();
+    while labels("alone").len() < 8 {
+        assert!(began.elapsed() < Duration::from_secs(60), "{:?}", labels("alone"));
         let inner = app.app.clone();
         on_the_servers_runtime(async move {
             let tx = inner.db.begin().await.unwrap();
@@ -270,9 +283,9 @@ async fn an_exclusive_lane_is_worked_by_one_at_a_time() {
         });
         tokio::time::sleep(Duration::from_millis(40)).await;
     }
-    within(5, "all is done", || async { app.number("select count(*) from platform.jobs").await == 0 }).await;
+    let left = "select count(*) from platform.jobs where kind = 'alone'";
+    within(5, "all is done", || async { app.number(left).await == 0 }).await;
     let told = labels("alone");
-    assert!(told.len() >= 8, "{told:?}");
     assert!(told.chunks(2).all(|pair| pair == ["begin", "end"]), "{told:?}");
 }
 
@@ -284,7 +297,7 @@ async fn the_jobs_of_a_dead_worker_are_taken_over() {
     enqueue(&app, None, vec![note("orphan", "a", Behaviour::Succeed)]);
     app.sql(&format!(
         "with w as (insert into platform.workers (id, seen_at) \
-         values ('{dead}', now() - interval '5 seconds') returning id) \
+         values ('{dead}', now()) returning id) \
          update platform.jobs set state = 'running', attempts = 1, worker_id = '{dead}'"
     ))
     .await;
@@ -417,7 +430,8 @@ async fn a_service_with_nothing_under_way_stops_at_once() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     let started = Instant::now();
     on_the_servers_runtime(background.stop());
-    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    // Who waits for something that is under way waits for ten seconds.
+    assert!(started.elapsed() < Duration::from_secs(9), "{:?}", started.elapsed());
 }
 
 /// One of many lanes of an organization.
@@ -458,9 +472,9 @@ async fn an_organization_of_many_lanes_has_one_share() {
     let (inner, kinds) = (app.app.clone(), Arc::new(Kinds::default().with::<Piece>()));
     let worker = on_the_servers_runtime(async move { tokio::spawn(jobs::work(inner, kinds)).abort_handle() });
     let _worker = Ends(worker);
-    within(5, "its share is under way", || async { labels("many lanes").len() == 4 }).await;
+    within(5, "its share is under way", || async { labels("many lanes").len() >= 4 }).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
-    assert_eq!(labels("many lanes").len(), 4);
     add(&light, "one lane", 1);
     within(1, "there is room for another", || async { labels("one lane").len() == 1 }).await;
+    never_more_than("many lanes", 4, Duration::from_secs(3));
 }

@@ -260,7 +260,7 @@ pub async fn stop_billing(tx: &TenantTx, app: &App) -> Result<()> {
 }
 
 async fn enqueue_stop(tx: &TenantTx, app: &App) -> Result<()> {
-    let terms = Terms { unique: Some(tx.organization().to_string()), ..Terms::default() };
+    let terms = Terms { unique: Some(jobs::ONE.into()), ..Terms::default() };
     jobs::enqueue_on(tx, app, &StopBilling, terms).await
 }
 

@@ -35,7 +35,7 @@ pub async fn watch(tx: &Tx, app: &App, record: &Record) -> Result<()> {
     let organization = record.organization;
     let terms = Terms {
         at: Some(at),
-        unique: Some(format!("{organization} {}", at.timestamp())),
+        unique: Some(at.timestamp().to_string()),
         organization: Some(organization),
         lane: Some(organization),
     };
@@ -54,7 +54,7 @@ pub async fn look_at_trials(app: &App) -> anyhow::Result<()> {
         .await?;
     for row in &rows {
         let organization: Uuid = row.try_get("organization_id")?;
-        let unique = Some(organization.to_string());
+        let unique = Some(jobs::ONE.into());
         let terms = Terms { unique, lane: Some(organization), organization: Some(organization), at: None };
         jobs::enqueue_on(&tx, app, &LookAtTrial, terms).await?;
     }

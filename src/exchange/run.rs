@@ -125,7 +125,7 @@ impl RunImports {
         let organization = tx.organization();
         let terms = Terms {
             at: wait.map(|wait| app.clock.now() + wait),
-            unique: Some(organization.to_string()),
+            unique: Some(jobs::ONE.into()),
             lane: Some(organization),
             organization: Some(organization),
         };

@@ -238,9 +238,7 @@ pub async fn remove(tx: &TenantTx, app: &App, ids: &[Uuid]) -> Result<()> {
 pub async fn make_pending_thumbnails(tx: &TenantTx, app: &App) -> Result<()> {
     for row in tx.query("select id from files where thumbnail = 'pending' order by id", &[]).await? {
         let file_id: Uuid = row.try_get("id")?;
-        // Copies of an organization have files with the same ids.
-        let unique = Some(format!("{}/{file_id}", tx.organization()));
-        let terms = Terms { unique, ..Terms::default() };
+        let terms = Terms { unique: Some(file_id.to_string()), ..Terms::default() };
         jobs::enqueue_on(tx, app, &MakeThumbnail { file_id }, terms).await?;
     }
     Ok(())

@@ -94,13 +94,16 @@ impl Running {
 pub struct Terms {
     /// At once where it is absent.
     pub at: Option<DateTime<Utc>>,
-    /// Where one of this kind and key waits already, that one stays, at the earlier time of both.
+    /// Where one of this kind, organization and key waits already, that one stays, at the earlier time of both.
     pub unique: Option<String>,
     /// The organization where it is absent.
     pub lane: Option<Uuid>,
     /// Whose job it is; that of the transaction where it is absent.
     pub organization: Option<Uuid>,
 }
+
+/// The key of a job of which one is enough for an organization.
+pub const ONE: &str = "one";
 
 /// Adds a job that starts after this transaction's commit.
 pub async fn enqueue<W: Work>(tx: &Tx, app: &App, work: &W) -> Result<()> {
@@ -117,16 +120,25 @@ pub async fn enqueue_on<W: Work>(tx: &Tx, app: &App, work: &W, terms: Terms) -> 
     // What is to be done at once is ready whatever the clocks of two machines say.
     let state = if terms.at.is_none_or(|at| at <= now) { "ready" } else { "waiting" };
     let run_at = terms.at.unwrap_or(now);
-    let sql = match terms.unique {
+    let unique = terms.unique.map(|key| unique_key(organization, &key));
+    let sql = match unique {
         None => INSERT,
         Some(_) => INSERT_UNIQUE,
     };
-    tx.execute(sql, &[&id, &W::KIND, &organization, &lane, &terms.unique, &sealed, &state, &run_at, &now])
-        .await?;
+    tx.execute(sql, &[&id, &W::KIND, &organization, &lane, &unique, &sealed, &state, &run_at, &now]).await?;
     if state == "ready" {
         tx.announce(JOBS);
     }
     Ok(())
+}
+
+/// The key of [`Terms::unique`] as it is kept. It carries the organization: a copy of one has things with the same
+/// ids, and neither is to wait for the other's job.
+pub fn unique_key(organization: Option<Uuid>, key: &str) -> String {
+    match organization {
+        Some(organization) => format!("{organization} {key}"),
+        None => key.into(),
+    }
 }
 
 const INSERT: &str = "insert into platform.jobs (id, kind, organization_id, lane, unique_key, sealed_payload, state, \
@@ -160,7 +172,7 @@ pub async fn enqueue_everywhere<W: Work + Sync>(app: &App, zones: Option<&[&str]
             .await?;
         for row in &rows {
             after = row.try_get("id")?;
-            let unique = Some(after.to_string());
+            let unique = Some(ONE.into());
             let terms = Terms { unique, lane: Some(after), organization: Some(after), at: None };
             enqueue_on(&tx, app, work, terms).await?;
         }

@@ -66,7 +66,7 @@ impl Work for CollectDigests {
             if morning && next_digest(since, person.zone, weekly) <= now {
                 let terms = Terms {
                     at: wishes.quiet_until(person, now),
-                    unique: Some(format!("{} {}", tenant.id(), person.id)),
+                    unique: Some(person.id.to_string()),
                     ..Terms::default()
                 };
                 jobs::enqueue_on(&tx, app, &SendDigest { user: person.id }, terms).await?;

@@ -301,14 +301,10 @@ async fn is_at_it(tx: &TenantTx, app: &App, module: &OrganizationModule) -> Resu
     if module.updated_at.is_none_or(|at| app.clock.now() - at < FORGOTTEN_AFTER) {
         return Ok(true);
     }
-    let unique = unique_key(tx.organization(), &module.name);
+    let unique = jobs::unique_key(tx.organization_id(), &module.name);
     let sql = "select 1 from platform.jobs where kind = $1 and unique_key = $2 and state <> 'dead' limit 1";
     let waits = tx.query_opt(sql, &[&ChangeModule::KIND, &unique]).await?.is_some();
     Ok(waits || operation::current(tx, tx.organization()).await?.is_some())
-}
-
-fn unique_key(organization: Uuid, module: &str) -> String {
-    format!("{organization} {module}")
 }
 
 /// Writes down what is asked for and has it done. Where it is asked for again, the job is too: the first
@@ -410,7 +406,7 @@ impl Work for ChangeModule {
 
 impl ChangeModule {
     fn terms(&self, organization: Uuid, at: Option<DateTime<Utc>>) -> Terms {
-        let unique = Some(unique_key(organization, &self.module));
+        let unique = Some(self.module.clone());
         Terms { at, unique, lane: Some(organization), organization: Some(organization) }
     }
 

@@ -354,7 +354,7 @@ async fn enqueue_warnings(tx: &Tx, app: &App, calls: &Calls, totals: &[Total]) -
             continue;
         }
         // One that waits already knows of an earlier time before.
-        let unique = Some(total.organization.to_string());
+        let unique = Some(jobs::ONE.into());
         let organization = Some(total.organization);
         let terms = Terms { unique, organization, ..Terms::default() };
         jobs::enqueue_on(tx, app, &WarnApiCalls { before }, terms).await?;

@@ -244,7 +244,9 @@ async fn send(
 
 /// Has the webhook's job look at what is due, now or at a time.
 async fn wake(app: &App, tx: &TenantTx, webhook: Uuid, at: Option<DateTime<Utc>>) -> Result<()> {
-    let terms = Terms { at, unique: Some(webhook.to_string()), lane: Some(webhook), organization: None };
+    // A copy of an organization has webhooks with the same ids: a lane is of both.
+    let lane = Uuid::from_u128(tx.organization().as_u128() ^ webhook.as_u128());
+    let terms = Terms { at, unique: Some(webhook.to_string()), lane: Some(lane), organization: None };
     jobs::enqueue_on(tx, app, &Deliver { webhook }, terms).await
 }
 

@@ -37,7 +37,7 @@ pub async fn begin(app: &App) -> anyhow::Result<()> {
         let rows = tx.query(sql, &[&after, &PAGE]).await?;
         for row in &rows {
             after = row.try_get("id")?;
-            let unique = Some(after.to_string());
+            let unique = Some(jobs::ONE.into());
             let terms = Terms { unique, lane: Some(after), organization: Some(after), at: None };
             jobs::enqueue_on(&tx, app, &BackUp {}, terms).await?;
         }
