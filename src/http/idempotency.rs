@@ -50,7 +50,7 @@ impl<E: Endpoint> Endpoint for Idempotent<E> {
             return self.inner.call(request).await.map(IntoResponse::into_response);
         }
         let key = key(&request)?;
-        let Some(caller) = caller(&request, &self.app).await else {
+        let Some(caller) = caller(&request, &self.app).await? else {
             // Not let in, or nothing there: the handler says so, and nothing is stored.
             return self.inner.call(request).await.map(IntoResponse::into_response);
         };
@@ -96,24 +96,33 @@ fn key(request: &Request) -> Result<String> {
 
 /// Keys belong to whoever the operation's gate lets in now: what was answered once is not told again
 /// to somebody who has been shut out since. Those of public operations belong to an address.
-async fn caller(request: &Request, app: &App) -> Option<String> {
-    match api::needs_of(request)? {
-        Needs::Nothing => {
+///
+/// Errors: whether somebody is let in cannot be told now. Done without its key it might be done twice.
+async fn caller(request: &Request, app: &App) -> Result<Option<String>> {
+    let entered = match api::needs_of(request) {
+        None => return Ok(None),
+        Some(Needs::Nothing) => {
             let address = client_address(request, &app.config.http.trusted_proxies);
-            Some(format!("anonymous {}", address.map(|address| address.to_string()).unwrap_or_default()))
+            Ok(format!("anonymous {}", address.map(|address| address.to_string()).unwrap_or_default()))
         }
-        Needs::User => Some(User::enter(request, Counting::No).await.ok()?.id.to_string()),
-        Needs::Superuser => Some(Superuser::enter(request, Counting::No).await.ok()?.0.id.to_string()),
-        Needs::Permission(permission) => {
+        Some(Needs::User) => User::enter(request, Counting::No).await.map(|user| user.id.to_string()),
+        Some(Needs::Superuser) => {
+            Superuser::enter(request, Counting::No).await.map(|superuser| superuser.0.id.to_string())
+        }
+        Some(Needs::Permission(permission)) => {
             // The one POST that deleted organizations take is the one that restores them.
             let including_deleted = permission == Permission::OrganizationDelete;
-            let member =
-                Member::enter(request, Some(permission), including_deleted, Counting::No).await.ok()?;
-            Some(match member.key {
+            let member = Member::enter(request, Some(permission), including_deleted, Counting::No).await;
+            member.map(|member| match member.key {
                 Some(key) => format!("key {}", key.id),
                 None => member.user_id.to_string(),
             })
         }
+    };
+    match entered {
+        Ok(caller) => Ok(Some(caller)),
+        Err(error) if error.code().status().is_server_error() => Err(error),
+        Err(_) => Ok(None),
     }
 }
 
