@@ -103,6 +103,8 @@ async fn look(findings: &mut Findings, config: Config) {
 
 async fn look_at_database(findings: &mut Findings, app: &App, place: &str) -> crate::error::Result<()> {
     let tx = app.db.begin().await?;
+    let now = || chrono::Utc::now().timestamp_millis() as f64 / 1000.0;
+    let asked = now();
     let row = tx
         .query_one(
             "select current_setting('server_version_num')::int4 as version, \
@@ -114,6 +116,7 @@ async fn look_at_database(findings: &mut Findings, app: &App, place: &str) -> cr
             &[],
         )
         .await?;
+    let told = now();
     let version: i32 = row.try_get("version")?;
     match version >= 150_000 {
         true => findings.good(format!("database {place}: Postgres {}", version / 10_000)),
@@ -134,7 +137,9 @@ async fn look_at_database(findings: &mut Findings, app: &App, place: &str) -> cr
         findings
             .note("schema public holds tables that are not Rowhouse's; give Rowhouse a database of its own");
     }
-    let skew = row.try_get::<_, f64>("time")? - chrono::Utc::now().timestamp_millis() as f64 / 1000.0;
+    // It was that time there at some moment between asking and being told.
+    let there: f64 = row.try_get("time")?;
+    let skew = (there - told).max(0.0) + (there - asked).min(0.0);
     match skew.abs() < 2.0 {
         true => findings.good("the clocks of this machine and the database agree"),
         false => findings.problem(format!("the clocks differ by {skew:.1} s"), "run NTP on both machines"),
