@@ -306,20 +306,12 @@ impl<'a> Select<'a> {
         }
         let (direction, beyond) = order.direction();
         if let Some((value, last)) = behind {
-            conditions.push(wanted.compared(id, beyond, values.len() + 1));
-            values.push(last);
-            if !by_ids {
-                values.push(value);
-            }
+            wanted.compare(id, beyond, (value, last), &mut conditions, &mut values);
         }
         within.confine(order, &mut conditions, &mut values);
         if let Some(Border { value, id: last }) = border {
             let until = if order.descending { ">=" } else { "<=" };
-            conditions.push(wanted.compared(id, until, values.len() + 1));
-            values.push(last);
-            if !by_ids {
-                values.push(value);
-            }
+            wanted.compare(id, until, (value, last), &mut conditions, &mut values);
         }
         values.extend([rows as Value<'_>, offset]);
         let by = wanted.by(order.id);
@@ -352,11 +344,7 @@ impl<'a> Select<'a> {
             conditions.push(format!("{column} is not null"));
         }
         if let Some((value, last)) = behind {
-            conditions.push(wanted.compared(order.id, order.direction().1, 1));
-            values.push(last);
-            if !by_ids {
-                values.push(value);
-            }
+            wanted.compare(order.id, order.direction().1, (value, last), &mut conditions, &mut values);
         }
         let value = if *by_ids { "null" } else { column.as_str() };
         let sql = format!(
@@ -424,11 +412,7 @@ impl<'a> Select<'a> {
         }
         match (behind, rest) {
             (Some((value, last)), None) => {
-                conditions.push(wanted.compared(id, beyond, values.len() + 1));
-                values.push(last);
-                if !by_ids {
-                    values.push(value);
-                }
+                wanted.compare(id, beyond, (value, last), &mut conditions, &mut values);
             }
             (Some((None, last)), Some(_)) => {
                 conditions.push(format!("{id} {beyond} ${}::text::{}", values.len() + 1, order.id_of));
@@ -661,19 +645,25 @@ impl Wanted<'_> {
         }
     }
 
-    /// The condition that compares rows with the one whose id is parameter `n` and, where the order is not
-    /// that of the ids, whose value is the one after it.
-    fn compared(&self, id: &str, comparison: &str, n: usize) -> String {
-        let (column, order) = (&self.column, self.order);
-        match self.by_ids {
-            true => format!("{id} {comparison} ${n}::text::{}", order.id_of),
-            false => format!(
-                "({column}, {id}) {comparison} (${}::text::{}, ${n}::text::{})",
-                n + 1,
-                order.of,
-                order.id_of
-            ),
+    /// Adds the condition that compares rows with another, of which these are value and id. The id's parameter
+    /// comes first; where the order is that of the ids, there is none of the value.
+    fn compare<'b>(
+        &self,
+        id: &str,
+        comparison: &str,
+        (value, last): (Value<'b>, Value<'b>),
+        conditions: &mut Vec<String>,
+        values: &mut Vec<Value<'b>>,
+    ) {
+        let (column, order, n) = (&self.column, self.order, values.len() + 1);
+        let last_id = format!("${n}::text::{}", order.id_of);
+        values.push(last);
+        if self.by_ids {
+            conditions.push(format!("{id} {comparison} {last_id}"));
+            return;
         }
+        values.push(value);
+        conditions.push(format!("({column}, {id}) {comparison} (${}::text::{}, {last_id})", n + 1, order.of));
     }
 }
 
