@@ -8,7 +8,6 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
-use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
 use serde_json::json;
 use tokio::time::sleep;
@@ -46,7 +45,8 @@ impl Tenant {
 impl Drop for Peer {
     fn drop(&mut self) {
         // It ends its workers.
-        let _ = kill_process(Pid::from_child(&self.server), Signal::TERM);
+        let script = format!("kill -s TERM {}", self.server.id());
+        let _ = Command::new("sh").args(["-c", &script]).status();
         let _ = self.server.wait();
     }
 }

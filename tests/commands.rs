@@ -10,7 +10,6 @@ use std::{
 };
 
 use rowhouse::db::migrations::all_sets;
-use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::{Value, json};
 
 use crate::support::{PASSWORD, TestApp, within};
@@ -31,6 +30,12 @@ pub fn command(database: &str, args: &[&str]) -> Command {
         .env("HTTP_LISTEN", "127.0.0.1:0");
     command.current_dir(std::env::temp_dir());
     command
+}
+
+/// Sends a signal to a process, or to a group of them with a minus before its id.
+pub fn signal(name: &str, id: &str) {
+    let sent = Command::new("sh").args(["-c", "kill -s \"$0\" -- \"$1\"", name, id]).status().unwrap();
+    assert!(sent.success(), "{name} to {id}");
 }
 
 #[track_caller]
@@ -275,7 +280,7 @@ impl Dev {
         let mut seen = String::new();
         let started = Instant::now();
         while let Ok(line) =
-            self.lines.recv_timeout(Duration::from_secs(300).saturating_sub(started.elapsed()))
+            self.lines.recv_timeout(Duration::from_secs(900).saturating_sub(started.elapsed()))
         {
             if line.contains(text) {
                 return line;
@@ -285,14 +290,14 @@ impl Dev {
         panic!("{text:?} was never printed: {seen}");
     }
 
-    fn signal(&self, signal: Signal) {
-        let group = Pid::from_raw(self.child.id() as i32).unwrap();
-        kill_process_group(group, signal).unwrap();
+    /// Tells it and what it started.
+    fn signal(&self, name: &str) {
+        signal(name, &format!("-{}", self.child.id()));
     }
 
     /// Asks it to stop, and checks that nothing is left running.
     pub fn stop(mut self) {
-        self.signal(Signal::TERM);
+        self.signal("TERM");
         self.wait_for("Stopped.");
         self.child.wait().unwrap();
         self.nothing_runs();
@@ -332,8 +337,8 @@ impl Dev {
 impl Drop for Dev {
     fn drop(&mut self) {
         // With what `make` started, also where a test failed.
-        if let (Ok(None), Some(group)) = (self.child.try_wait(), Pid::from_raw(self.child.id() as i32)) {
-            let _ = kill_process_group(group, Signal::TERM);
+        if let Ok(None) = self.child.try_wait() {
+            self.signal("TERM");
         }
     }
 }
@@ -354,7 +359,7 @@ fn dev_starts_stops_goes_on_recovers_and_starts_over() {
     assert!(said.contains("acme") && said.contains("globex"), "{said}");
     // Ctrl-C, as a terminal sends it to the whole group.
     let mut dev = dev;
-    dev.signal(Signal::INT);
+    dev.signal("INT");
     dev.wait_for("Stopped.");
     assert!(dev.child.wait().unwrap().success());
     dev.nothing_runs();
@@ -367,7 +372,7 @@ fn dev_starts_stops_goes_on_recovers_and_starts_over() {
     let dev = Dev::start(&home, &[]);
     assert_eq!(dev.projects(), 6);
     let mut dev = dev;
-    dev.signal(Signal::KILL);
+    dev.signal("KILL");
     dev.child.wait().unwrap();
 
     let dev = Dev::start(&home, &["--reset"]);
