@@ -9,7 +9,7 @@ use rowhouse::{
 };
 use serde_json::{Value, json};
 
-use crate::support::{Client, Team, TestApp, within};
+use crate::support::{Client, Team, TestApp, within, within_a_second};
 
 async fn make(client: &Client, more: Value) -> Value {
     let mut body = json!({"name": "Program", "scopes": ["projects:read"]});
@@ -171,7 +171,9 @@ async fn a_key_is_changed_revoked_and_seen_to_be_used() {
     .await;
     assert_eq!(team.owner.get("/api-keys").await.expect(200)["total"], 1);
     team.owner.delete(&path(&made)).await.expect(204);
-    program.at(&there).get("/tasks").await.refused(401, "AUTH_FAILED");
+    program.get("/tasks").await.refused(401, "AUTH_FAILED");
+    within_a_second("known elsewhere", || async { program.at(&there).get("/tasks").await.status == 401 })
+        .await;
     assert_eq!(team.owner.get("/api-keys").await.expect(200)["total"], 0);
     let ended = team.owner.get("/api-keys?ended=true").await.expect(200);
     assert_eq!(ended["data"][0]["state"], "revoked");

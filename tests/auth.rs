@@ -4,7 +4,7 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use chrono::TimeDelta;
 use serde_json::json;
 
-use crate::support::{PASSWORD, TestApp, unique_email};
+use crate::support::{PASSWORD, TestApp, unique_email, within_a_second};
 
 #[tokio::test]
 async fn registering_with_an_organization_gives_everything_at_once() {
@@ -136,7 +136,8 @@ async fn logging_out_takes_effect_at_once_on_every_instance() {
     let elsewhere = person.client.at(&other);
     elsewhere.get("/auth/user").await.expect(200);
     person.client.post("/auth/logout", json!(null)).await.expect(204);
-    elsewhere.get("/auth/user").await.refused(401, "AUTH_FAILED");
+    person.client.get("/auth/user").await.refused(401, "AUTH_FAILED");
+    within_a_second("known elsewhere", || async { elsewhere.get("/auth/user").await.status == 401 }).await;
     let body = json!({"refresh_token": person.refresh_token});
     app.anonymous().post("/auth/refresh", body).await.refused(401, "AUTH_FAILED");
     // Other sessions of the same person go on.

@@ -26,6 +26,12 @@ fn pair(change: impl FnOnce(&mut Config) + Send) -> (TestApp, Stripe) {
         stripe.configure(config);
         change(config);
     });
+    // Whoever compares with Stripe here says so.
+    on_the_servers_runtime(app.sql(
+        "insert into platform.schedules (name, cron, next_run_at) \
+         values ('stripe-reconciliation', '15 * * * *', '2999-01-01') \
+         on conflict (name) do update set next_run_at = excluded.next_run_at",
+    ));
     (app, stripe)
 }
 
@@ -51,7 +57,7 @@ impl Payer {
     async fn new() -> Self {
         let (app, stripe) = &*SHARED;
         // A client belongs to the runtime of the test that uses it.
-        let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(60)).build().unwrap();
+        let http = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(300)).build().unwrap();
         Self::of(&TestApp { http, ..app.clone() }, stripe).await
     }
 
@@ -1920,6 +1926,11 @@ async fn nothing_more_is_charged_for_an_organization_that_was_deleted() {
     let ends = || async { payer.stripe.subscription(&subscription)["cancel_at_period_end"] == true };
     within(10, "the subscription ends with what is paid", ends).await;
     within(10, "nobody can pay any more", || async { other.session()["status"] == "expired" }).await;
+    let known = format!(
+        "select count(*) from platform.subscriptions where organization_id = '{}' and cancel_at_period_end",
+        payer.team.id
+    );
+    within(10, "that is known", || async { payer.app.number(&known).await == 1 }).await;
     // Whoever restores it goes on.
     payer.team.owner.post(&payer.team.path("/restore"), json!(null)).await.expect(200);
     let current = payer.post("reactivate", json!(null)).await.expect(200);

@@ -4,7 +4,7 @@ use reqwest::Method;
 use rowhouse::auth::Role;
 use serde_json::{Value, json};
 
-use crate::support::{Client, Team, TestApp, within};
+use crate::support::{Client, Team, TestApp};
 
 fn id(object: &Value) -> &str {
     object["id"].as_str().unwrap()
@@ -32,16 +32,6 @@ async fn told(client: &Client, kind: &str) -> Vec<String> {
     let page = client.get(&format!("/notifications?kind={kind}")).await.expect(200);
     let notifications = page["data"].as_array().unwrap().iter();
     notifications.map(|one| one["title"].as_str().unwrap().to_owned()).collect()
-}
-
-/// Everything that follows from what was done so far is done.
-async fn settled(team: &Team) {
-    let sql = format!(
-        "select (select count(*) from platform.outbox where organization_id = '{0}') \
-         + (select count(*) from platform.jobs where organization_id = '{0}' and state <> 'waiting')",
-        team.id
-    );
-    within(15, "every job is done", || async { team.app.number(&sql).await == 0 }).await;
 }
 
 #[tokio::test]
@@ -187,7 +177,7 @@ async fn whoever_is_mentioned_or_concerned_is_told_once() {
     let task = team.owner.post("/tasks", new).await.expect(201);
     let body = json!({"body": "Look", "mention_ids": [named.id, team.founder.id]});
     let made = team.owner.post(&of_task(&task), body).await.expect(201);
-    settled(&team).await;
+    team.settled().await;
     assert_eq!(told(&named.client, "mentioned_in_comment").await, ["You were mentioned: Paint"]);
     assert_eq!(told(&named.client, "task_commented").await.len(), 0, "the mention is enough");
     assert_eq!(told(&assigned.client, "task_commented").await, ["New comment: Paint"]);
@@ -196,7 +186,7 @@ async fn whoever_is_mentioned_or_concerned_is_told_once() {
     for mentions in [json!([]), json!([named.id]), json!([named.id, later.id])] {
         team.owner.patch(&path(&made), json!({"mention_ids": mentions})).await.expect(200);
     }
-    settled(&team).await;
+    team.settled().await;
     assert_eq!(told(&named.client, "mentioned_in_comment").await.len(), 1);
     assert_eq!(told(&later.client, "mentioned_in_comment").await.len(), 1);
 }

@@ -110,7 +110,7 @@ async fn one_organization_does_not_make_the_others_wait() {
     let ask =
         async || light.begin().await.unwrap().query("select count(*) from projects", &[]).await.unwrap();
     ask().await;
-    let load = (0..30).map(|_| {
+    let load = (0..150).map(|_| {
         let heavy = heavy.clone();
         tokio::spawn(async move {
             let tx = heavy.begin().await.unwrap();
@@ -119,16 +119,14 @@ async fn one_organization_does_not_make_the_others_wait() {
     });
     let load: Vec<_> = load.collect();
     tokio::time::sleep(Duration::from_millis(50)).await;
-    // Whoever queues behind all thirty is answered when they are done. How many
+    // Whoever queues behind all of them is answered when they are done. How many
     // are, and not how long it took, as this machine may be at other things.
     for _ in 0..3 {
         ask().await;
     }
     let done = load.iter().filter(|task| task.is_finished()).count();
-    assert!(done < 20, "waited behind {done} of somebody else's thirty");
-    for task in load {
-        task.await.unwrap();
-    }
+    assert!(done < 100, "waited behind {done} of somebody else's 150");
+    load.iter().for_each(|task| task.abort());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -142,7 +140,7 @@ async fn only_so_many_requests_of_an_organization_are_under_way() {
     lock.command("lock table projects in access exclusive mode").await.unwrap();
     let (client, three) = (busy.owner.clone(), 0..3);
     let held = tokio::spawn(async move { join_all(three.map(|_| client.get("/projects"))).await });
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    busy.app.held_up(3).await;
     let refused = busy.owner.get("/projects").await;
     assert_eq!(refused.headers["retry-after"], "1");
     assert!(refused.expect(429)["error"]["message"].as_str().unwrap().contains("under way"));
@@ -159,7 +157,7 @@ async fn only_so_much_of_the_database_s_time_is_one_organization_s() {
     let app = TestApp::with(|config| config.database.seconds_per_minute = 1);
     let (busy, other) = (app.team().await, app.team().await);
     busy.owner.get("/projects").await.expect(200);
-    tenant(&busy).await.begin().await.unwrap().query("select pg_sleep(1.1)", &[]).await.unwrap();
+    tenant(&busy).await.begin().await.unwrap().query("select pg_sleep(2)", &[]).await.unwrap();
     let refused = busy.owner.request(Method::GET, "/projects").send().await.unwrap();
     assert_eq!(refused.status(), 429);
     let wait: u64 = refused.headers()["retry-after"].to_str().unwrap().parse().unwrap();

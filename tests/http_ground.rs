@@ -8,7 +8,7 @@ use rowhouse::{app::App, auth::Role, clock::Clock, http, tenancy::fleet};
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::oneshot};
 
-use crate::support::{Answer, PASSWORD, TestApp, configuration, unique_email};
+use crate::support::{Answer, BUSY, PASSWORD, TestApp, configuration, unique_email, within};
 
 #[tokio::test]
 async fn every_answer_carries_a_request_id_and_security_headers() {
@@ -253,14 +253,15 @@ async fn registering_twice_with_one_key_makes_one_account_and_stores_no_readable
 
 #[tokio::test]
 async fn a_request_that_takes_too_long_is_answered_and_undone() {
-    let app = TestApp::with(|config| config.http.request_timeout_seconds = 1);
+    let app = TestApp::with(|_| {});
+    let hasty = app.beside_with(|config| config.http.request_timeout_seconds = 1);
     let team = app.team().await;
     let project = team.project("Held").await;
     let path = format!("/projects/{}", project["id"].as_str().unwrap());
     let holder = fleet::tenant(&app.app.directory, &team.slug).await.unwrap().unwrap();
     let tx = holder.begin().await.unwrap();
     tx.query("select id from projects for update", &[]).await.unwrap();
-    let answer = team.owner.patch(&path, json!({"name": "Late"})).await;
+    let answer = team.owner.at(&hasty).patch(&path, json!({"name": "Late"})).await;
     assert_eq!(answer.header("retry-after"), "5");
     answer.refused(503, "SERVICE_UNAVAILABLE");
     drop(tx);
@@ -310,14 +311,18 @@ async fn stopping_finishes_what_is_under_way() {
     let client = team.owner.at(&second);
     let path = format!("/projects/{}", project["id"].as_str().unwrap());
     let under_way = tokio::spawn(async move { client.patch(&path, json!({"name": "Finished"})).await });
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    app.held_up(1).await;
     stop.send(()).unwrap();
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    let address = second.base.trim_start_matches("http://");
+    within(2, "nobody is let in", || async { tokio::net::TcpStream::connect(address).await.is_err() }).await;
     assert!(!server.is_finished(), "the server waits for the request");
-    assert!(tokio::net::TcpStream::connect(second.base.trim_start_matches("http://")).await.is_err());
     drop(tx);
     assert_eq!(under_way.await.unwrap().expect(200)["name"], "Finished");
-    tokio::time::timeout(Duration::from_secs(5), server).await.expect("the server ends").unwrap().unwrap();
+    tokio::time::timeout(BUSY * Duration::from_secs(5), server)
+        .await
+        .expect("the server ends")
+        .unwrap()
+        .unwrap();
 }
 
 #[tokio::test]

@@ -410,15 +410,22 @@ async fn whoever_lost_the_right_meanwhile_has_nothing_more_imported() {
     let team = app.team().await;
     let manager = team.join(Role::Manager).await;
     team.project("Home").await;
-    // Imports wait for each other, so the second one is not begun before the first one is done.
-    let mut file = "project,title\n".to_owned();
-    (0..5_000).for_each(|n| writeln!(file, "home,Task {n}").unwrap());
-    let first = json!({"file_id": team.upload("o.csv", file).await["id"]});
+    let first = import(&team, "tasks", "o.csv", "project,title\nhome,One\n").await;
+    // Imports wait for each other: as long as one rests after it went wrong, the next one is not begun.
+    let first = format!(
+        "update {}.imports set updated_at = now(), tries = @ where id = '{}'",
+        team.schema().await,
+        id(&first)
+    );
+    let rests = "3, state = 'checking', finished_at = null";
+    app.sql(&first.replace('@', rests)).await;
     let second = json!({"file_id": team.upload("t.csv", "project,title\nhome,Never\n").await["id"]});
-    team.owner.post("/tasks/imports", first).await.expect(202);
     let queued = manager.client.post("/tasks/imports", second).await.expect(202);
     let lose = "update platform.organization_members set role = 'viewer' where user_id";
     app.sql(&format!("{lose} = '{}'", manager.id)).await;
+    app.sql(&first.replace('@', "0")).await;
+    // Whoever asks for another one wakes the job.
+    import(&team, "tasks", "l.csv", "project,title\nhome,Last\n").await;
     let ended = finished(&team.owner, &format!("/imports/{}", id(&queued)), 60).await;
     assert_eq!((ended["state"].as_str(), counts(&ended)), (Some("failed"), [0, 0, 0, 0]), "{ended}");
     assert!(ended["message"].as_str().unwrap().contains("tasks:write"), "{ended}");

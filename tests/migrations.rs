@@ -277,14 +277,16 @@ async fn a_busy_tenant_is_stalled_for_moments_only_and_brought_along_when_it_has
     let held = holder.app.db.begin().await.unwrap();
     held.command(&format!("lock table {busy}.projects in access share mode")).await.unwrap();
     let reading = Arc::new(AtomicBool::new(true));
+    let reads = Arc::new(AtomicUsize::new(0));
     let reader = tokio::spawn({
-        let (reader, reading, busy) = (fleet.beside(), reading.clone(), busy.clone());
+        let (reader, reading, reads, busy) = (fleet.beside(), reading.clone(), reads.clone(), busy.clone());
         async move {
             let mut longest = Duration::ZERO;
             while reading.load(Ordering::Relaxed) {
                 let began = Instant::now();
                 reader.number(&format!("select count(*) from {busy}.projects")).await;
                 longest = longest.max(began.elapsed());
+                reads.fetch_add(1, Ordering::Relaxed);
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
             longest
@@ -292,7 +294,9 @@ async fn a_busy_tenant_is_stalled_for_moments_only_and_brought_along_when_it_has
     });
     let release = async {
         within(10, "the others", || async { fleet.coloured().await == 4 }).await;
-        tokio::time::sleep(Duration::from_secs(4)).await;
+        let before = reads.load(Ordering::Relaxed);
+        // Behind a migration that does not give way nobody reads any more.
+        within(4, "reading goes on", || async { reads.load(Ordering::Relaxed) > before + 20 }).await;
         drop(held);
     };
     let (migrator, sets) = (fleet.beside(), next(ADDED));
@@ -300,7 +304,7 @@ async fn a_busy_tenant_is_stalled_for_moments_only_and_brought_along_when_it_has
     assert_eq!((report.migrated, report.failed), (5, 0), "{:?}", report.failures);
     reading.store(false, Ordering::Relaxed);
     let longest = reader.await.unwrap();
-    assert!(longest < Duration::from_millis(2500), "somebody waited {longest:?} behind the migration");
+    assert!(longest < Duration::from_secs(10), "somebody waited {longest:?} behind the migration");
 }
 
 #[tokio::test]
@@ -507,10 +511,10 @@ async fn what_takes_too_long_is_ended() {
     let fleet = Fleet::of(2).await;
     let began = Instant::now();
     let options = Options { timeout: Some(Duration::from_secs(1)), ..Options::default() };
-    let report = fleet.migrate(&next("select pg_sleep(20);"), &options).await.unwrap();
+    let report = fleet.migrate(&next("select pg_sleep(120);"), &options).await.unwrap();
     assert_eq!(report.failed, 2);
     assert_eq!(report.failures[0].tries, 1, "it would take as long the next time");
-    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(100), "{:?}", began.elapsed());
 }
 
 #[tokio::test]
@@ -562,24 +566,27 @@ async fn requests_go_on_while_a_column_is_added_on_old_and_on_new_schemas() {
     for _ in 0..6 {
         teams.push(app.team().await);
     }
-    let going = Arc::new(AtomicBool::new(true));
+    let (going, answered) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicUsize::new(0)));
     let mut people = JoinSet::new();
     for team in teams.clone() {
-        let going = going.clone();
+        let (going, answered) = (going.clone(), answered.clone());
         people.spawn(async move {
-            let mut answered = 0;
             while going.load(Ordering::Relaxed) {
-                let project = team.project(&format!("P{answered}")).await;
+                let project = team.project("P").await;
                 team.task(&project, "T").await;
                 let path = format!("/projects/{}", project["id"].as_str().unwrap());
                 assert_eq!(team.owner.get(&path).await.expect(200)["name"], project["name"]);
                 team.owner.get("/tasks?page_size=5").await.expect(200);
-                answered += 4;
+                answered.fetch_add(4, Ordering::Relaxed);
             }
-            answered
         });
     }
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    // Each panics at the first answer that is not as it should be.
+    let go_on = || async {
+        let before = answered.load(Ordering::Relaxed);
+        within(10, "they go on", || async { answered.load(Ordering::Relaxed) > before + 24 }).await;
+    };
+    go_on().await;
     let migrator = App::new(app.app.config.clone(), Clock::default()).unwrap();
     let first = next("alter table projects add column colour text default 'red';");
     let second =
@@ -587,12 +594,10 @@ async fn requests_go_on_while_a_column_is_added_on_old_and_on_new_schemas() {
     for sets in [first, second] {
         let report = fleet::migrate(&migrator, &sets, &Options::default(), &|_| {}).await.unwrap();
         assert_eq!((report.migrated, report.failed), (6, 0), "{:?}", report.failures);
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        go_on().await;
     }
     going.store(false, Ordering::Relaxed);
-    // Each panics at the first answer that is not as it should be.
-    let answered = people.join_all().await.iter().sum::<usize>();
-    assert!(answered > 50, "{answered} requests");
+    people.join_all().await;
     // A new organization is made at the service's own version meanwhile.
     app.team().await.project("New").await;
 }
@@ -603,6 +608,7 @@ async fn killed_in_the_middle_it_goes_on_where_it_was() {
     fleet.without_work().await;
     // It gets as far as the fourth, whose files somebody writes to.
     let held = fleet.app.db.begin().await.unwrap();
+    held.command("set local idle_in_transaction_session_timeout to 0").await.unwrap();
     for schema in &fleet.schemas[3..] {
         held.command(&format!("lock table {schema}.files in row exclusive mode")).await.unwrap();
     }

@@ -31,6 +31,8 @@ async fn state(team: &Team) -> String {
 
 async fn becomes(team: &Team, wanted: &str) {
     within(30, wanted, || async { state(team).await == wanted }).await;
+    // Whoever did the job has told everybody by and by.
+    team.app.app.directory.forget(team.id.parse().unwrap());
 }
 
 async fn schema(team: &Team) -> String {
@@ -164,6 +166,12 @@ async fn what_was_asked_for_long_ago_and_forgotten_is_not_in_the_way() {
     let app = TestApp::with(|config| config.backups.folder = Some(folder()));
     let team = app.team().await;
     team.enable("operations").await;
+    let jobs = format!(
+        "select count(*) from platform.jobs where kind = 'change_module' and organization_id = '{}'",
+        team.id
+    );
+    let settled = || within(10, "the job is settled", || async { app.number(&jobs).await == 0 });
+    settled().await;
     let forgotten = format!(
         "update platform.organization_modules set updated_at = now() - interval '11 minutes' where organization_id = '{}'",
         team.id
@@ -173,6 +181,7 @@ async fn what_was_asked_for_long_ago_and_forgotten_is_not_in_the_way() {
     app.sql(&forgotten).await;
     put(&team.owner, &operations(&team)).await.expect(202);
     becomes(&team, "enabled").await;
+    settled().await;
     asked(&team, "enabling").await;
     app.sql(&forgotten).await;
     team.owner.delete(&operations(&team)).await.expect(202);

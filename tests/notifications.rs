@@ -33,16 +33,6 @@ async fn notified(client: &Client, kind: &str) -> Value {
     list(client, &query).await.remove(0)
 }
 
-/// Everything that follows from what was done so far is done, but for what waits for its time.
-async fn settled(team: &Team) {
-    let sql = format!(
-        "select (select count(*) from platform.outbox where organization_id = '{0}') \
-         + (select count(*) from platform.jobs where organization_id = '{0}' and state <> 'waiting')",
-        team.id
-    );
-    within(15, "every job is done", || async { team.app.number(&sql).await == 0 }).await;
-}
-
 async fn assign(team: &Team, title: &str, to: &[&str]) -> Value {
     let project = team.project("Home").await;
     let task = json!({"project_id": project["id"], "title": title, "assignee_ids": to});
@@ -79,14 +69,14 @@ async fn whoever_is_assigned_is_told_and_whoever_assigns_is_not() {
     assert!(told["body"].as_str().unwrap().contains("Test Team"));
     let mail = app.mail(&member.email, "New task: Paint the fence").await;
     assert!(mail.text.contains(told["path"].as_str().unwrap()), "{}", mail.text);
-    settled(&team).await;
+    team.settled().await;
     assert_eq!(list(&member.client, "").await.len(), 1);
     assert!(list(&team.owner, "").await.is_empty());
     assert_eq!(mails(&team.founder, "New task"), 0);
     // Who is assigned already is not told again.
     let path = format!("/tasks/{}", task["id"].as_str().unwrap());
     team.owner.patch(&path, json!({"title": "Paint it twice"})).await.expect(200);
-    settled(&team).await;
+    team.settled().await;
     assert_eq!(list(&member.client, "").await.len(), 1);
 }
 
@@ -118,7 +108,7 @@ async fn each_kind_reaches_those_whom_it_concerns() {
         let title = format!("{} joined Test Team", newcomer.email);
         assert_eq!(notified(client, "member_joined").await["title"], title);
     }
-    settled(&team).await;
+    team.settled().await;
     // Those who do not manage members are not told who joins.
     assert!(list(&member.client, "?kind=member_joined").await.is_empty());
     let newcomer = newcomer.client.within(&team.id);
@@ -134,7 +124,7 @@ async fn notifications_are_counted_read_and_deleted() {
     for title in ["One", "Two", "Three"] {
         assign(&team, title, &[&member.id]).await;
     }
-    settled(&team).await;
+    team.settled().await;
     let unread = || async { client.get("/notifications/unread-count").await.expect(200)["unread"].clone() };
     assert_eq!(unread().await, 3);
     let all = list(client, "").await;
@@ -211,7 +201,7 @@ async fn a_channel_can_be_switched_off_but_not_the_list() {
     let task = assign(&team, "Silence", &[&member.id]).await;
     complete(&team, &task).await;
     app.mail(&member.email, "Done: Silence").await;
-    settled(&team).await;
+    team.settled().await;
     assert_eq!(list(&member.client, "").await.len(), 2);
     assert_eq!(mails(&member, "New task"), 0);
 }
@@ -237,11 +227,11 @@ async fn quiet_hours_hold_back_until_they_end() {
     assert_eq!(settings["quiet_hours"], quiet["quiet_hours"]);
     assign(&team, "Whisper", &[&member.id]).await;
     notified(&member.client, "task_assigned").await;
-    settled(&team).await;
+    team.settled().await;
     assert_eq!(mails(&member, "Whisper"), 0);
     app.app.clock.advance(TimeDelta::minutes(121));
     app.mail(&member.email, "Whisper").await;
-    settled(&team).await;
+    team.settled().await;
     assert_eq!(mails(&member, "Whisper"), 1);
     let none = member.client.patch("/notifications/settings", json!({"quiet_hours": null})).await.expect(200);
     assert_eq!(none["quiet_hours"], json!(null));
@@ -257,7 +247,7 @@ async fn a_digest_is_one_mail_for_all_that_was_not_read() {
     for title in ["Wash", "Dry", "Fold"] {
         assign(&team, title, &[&member.id]).await;
     }
-    settled(&team).await;
+    team.settled().await;
     let all = list(&member.client, "").await;
     let dry = all.iter().find(|one| one["title"] == "New task: Dry").unwrap();
     let path = format!("/notifications/{}/read", dry["id"].as_str().unwrap());
@@ -277,7 +267,7 @@ async fn a_digest_is_one_mail_for_all_that_was_not_read() {
          and last_run_at > '{hour_ago}' and last_finished_at >= last_run_at"
     );
     within(10, "the schedule ran again", || async { app.number(&again).await == 1 }).await;
-    settled(&team).await;
+    team.settled().await;
     assert_eq!(mails(&member, "since the last time"), 1);
 }
 
@@ -349,9 +339,9 @@ async fn a_number_is_confirmed_and_then_gets_sms() {
     stand_in::answer_next("Refused", 400);
     assign(&team, "Refused", &[&member.id]).await;
     within(5, "the refusal", || async { stand_in::received("Refused").len() == 1 }).await;
-    settled(&team).await;
+    team.settled().await;
     app.app.clock.advance(TimeDelta::minutes(10));
-    settled(&team).await;
+    team.settled().await;
     assert_eq!(stand_in::received("Refused").len(), 1);
     member.client.delete("/notifications/sms-number").await.expect(204);
     let settings = member.client.get("/notifications/settings").await.expect(200);
@@ -504,14 +494,14 @@ async fn somebody_who_was_removed_is_told_nothing() {
     team.owner.delete(&team.path(&format!("/members/{}", leaver.id))).await.expect(204);
     complete(&team, &task).await;
     notified(&other.client, "task_completed").await;
-    settled(&team).await;
+    team.settled().await;
     team.add(&leaver, Role::Member).await;
     assert!(list(&leaver.client, "?kind=task_completed").await.is_empty());
     // Who may not see tasks is not told of them either.
     let path = team.path(&format!("/members/{}", leaver.id));
     team.owner.patch(&path, json!({"denials": ["tasks:read"]})).await.expect(200);
     assign(&team, "Hidden", &[&leaver.id, &other.id]).await;
-    settled(&team).await;
+    team.settled().await;
     let titles: Vec<Value> =
         list(&leaver.client, "").await.into_iter().map(|one| one["title"].clone()).collect();
     assert!(!titles.contains(&json!("New task: Hidden")), "{titles:?}");
@@ -525,7 +515,7 @@ async fn a_title_is_never_a_template_nor_markup() {
     let hostile = "{{ actor.missing.field }} {% endfor %} <b>bold</b>";
     assign(&team, hostile, &[&member.id]).await;
     assign(&team, "Harmless", &[&member.id]).await;
-    settled(&team).await;
+    team.settled().await;
     let mut titles: Vec<String> =
         list(&member.client, "").await.iter().map(|one| one["title"].as_str().unwrap().to_owned()).collect();
     titles.sort();
@@ -543,7 +533,7 @@ async fn the_week_is_reported_once_to_those_who_answer_for_it() {
     let member = team.join(Role::Member).await;
     let task = assign(&team, "Weekly", &[]).await;
     complete(&team, &task).await;
-    settled(&team).await;
+    team.settled().await;
     let now = app.app.clock.now();
     // To the first Monday, eight o'clock, that is still to come.
     let monday = now
@@ -557,7 +547,7 @@ async fn the_week_is_reported_once_to_those_who_answer_for_it() {
     let told = notified(&team.owner, "weekly_report").await;
     let body = told["body"].as_str().unwrap();
     assert!(body.contains("1 task completed, 1 task created, 1 project created"), "{body}");
-    settled(&team).await;
+    team.settled().await;
     assert!(list(&member.client, "?kind=weekly_report").await.is_empty());
     assert!(list(&idle.owner, "").await.is_empty());
     // A second run in the same week tells nothing new.
@@ -568,6 +558,6 @@ async fn the_week_is_reported_once_to_those_who_answer_for_it() {
     within(5, "the second run", || async { app.number(due).await == 1 }).await;
     let scheduled = "select count(*) from platform.jobs where kind = 'scheduled'";
     within(5, "the schedule is done", || async { app.number(scheduled).await == 0 }).await;
-    settled(&team).await;
+    team.settled().await;
     assert_eq!(list(&team.owner, "?kind=weekly_report").await.len(), 1);
 }

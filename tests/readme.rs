@@ -24,7 +24,13 @@ fn the_two_commands_and_the_tour_do_what_they_say() {
     let tour = blocks("A tour").join("\n");
     let expected: Vec<&str> = tour.lines().filter_map(|line| line.split("# prints ").nth(1)).collect();
     assert!(expected.len() >= 8, "{expected:?}");
-    let script = tour.replace("localhost:8080", &format!("localhost:{}", dev.port));
+    // What a reader gives some seconds may take longer here.
+    let enabled = "for _ in {1..300}; do curl -sf -o /dev/null \"$API/updates\" -H \"Authorization: Bearer $OLIVIA\" \
+                   -H 'X-Organization-Id: acme' && break; sleep 0.2; done\n";
+    let script = tour
+        .replace("localhost:8080", &format!("localhost:{}", dev.port))
+        .replace("sleep 3\n", enabled)
+        .replace("--max-time 1 ", "--max-time 8 ");
     let output = Command::new("bash").args(["-euo", "pipefail", "-c", &script]).output().unwrap();
     let printed = String::from_utf8(output.stdout).unwrap();
     assert_eq!(printed.lines().collect::<Vec<_>>(), expected, "{}", String::from_utf8_lossy(&output.stderr));
@@ -45,7 +51,7 @@ fn the_commands_for_real_use_work_in_their_order() {
     let binary = Path::new(env!("CARGO_BIN_EXE_rowhouse")).parent().unwrap().display().to_string();
     let script = block
         .replace("postgres://user:password@host/rowhouse", &database)
-        .replace("rowhouse serve", "timeout --signal=TERM 3 rowhouse serve");
+        .replace("rowhouse serve", "timeout --signal=TERM 15 rowhouse serve");
     let output = Command::new("bash")
         .args(["-euo", "pipefail", "-c", &script])
         .env("PATH", format!("{binary}:{}", std::env::var("PATH").unwrap()))

@@ -111,7 +111,7 @@ impl S3Server {
         let began = std::time::Instant::now();
         while TcpStream::connect(("127.0.0.1", port)).is_err() {
             assert!(
-                began.elapsed() < Duration::from_secs(20),
+                began.elapsed() < Duration::from_secs(120),
                 "`make test` installs rclone where it is missing"
             );
             std::thread::sleep(Duration::from_millis(50));
@@ -198,6 +198,13 @@ impl TestApp {
     /// A second instance over the same database.
     pub fn beside(&self) -> Self {
         let config = self.app.config.clone();
+        on_the_servers_runtime(Self::serve(config))
+    }
+
+    /// One that is configured otherwise.
+    pub fn beside_with(&self, change: impl FnOnce(&mut Config) + Send) -> Self {
+        let mut config = self.app.config.clone();
+        change(&mut config);
         on_the_servers_runtime(Self::serve(config))
     }
 
@@ -297,6 +304,7 @@ impl TestApp {
         let sql = sql.to_owned();
         let run = async move {
             let tx = app.db.begin().await.unwrap();
+            tx.command("set local statement_timeout to 0").await.unwrap();
             tx.execute(&sql, &[]).await.unwrap();
             tx.commit().await.unwrap();
             // Past the service, which would have said whose access it is about.
@@ -315,6 +323,13 @@ impl TestApp {
             rows.iter().map(|row| row.try_get(0).unwrap()).collect()
         };
         RUNTIME.spawn(run).await.unwrap()
+    }
+
+    /// Waits until so many statements wait for a lock of somebody else's.
+    pub async fn held_up(&self, count: i64) {
+        let sql = "select count(*) from pg_stat_activity where datname = current_database() \
+                   and wait_event_type = 'Lock'";
+        within(5, "waiting for a lock", || async { self.number(sql).await >= count }).await;
     }
 
     /// The address of this server's database.
@@ -337,14 +352,14 @@ impl TestApp {
 
 fn client() -> reqwest::Client {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(60)).build().unwrap()
+    reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(300)).build().unwrap()
 }
 
 /// A configuration for a database of this name on the process's Postgres.
 pub fn configuration(database: &str) -> Config {
     use confique::Config as _;
     let text = format!(
-        "[database]\nurl = {:?}\npool_size = 4\nseconds_per_minute = 0\n[auth]\nsecret_key = \"AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\"\n\
+        "[database]\nurl = {:?}\npool_size = 4\npool_wait_seconds = 30\nseconds_per_minute = 0\n[auth]\nsecret_key = \"AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\"\n\
          lockout_attempts = 1000\n\
          [limits]\nconcurrent = 0\nanonymous = \"off\"\nuser = \"off\"\norganization = \"off\"\nregister = \"off\"\nlogin = \"off\"\n\
          change_password = \"off\"\npassword_reset = \"off\"\ninvitations = \"off\"\nmail = \"off\"\nsms_codes = \"off\"\nsms = \"off\"\nsms_organization = \"off\"\n\
@@ -359,16 +374,17 @@ pub fn configuration(database: &str) -> Config {
         *SMTP,
         *STAND_IN,
         *DNS,
-        std::env::temp_dir().join("rowhouse-test-backups"),
-        files_folder(),
+        std::env::temp_dir().join(format!("rowhouse-test-backups-{}", std::process::id())),
+        files_of(database),
     );
     let layer: <Config as confique::Config>::Layer = toml::from_str(&text).unwrap();
     Config::builder().preloaded(layer).load().unwrap()
 }
 
-/// Where servers of this process keep files, unless a test says otherwise; ids keep them apart.
-pub fn files_folder() -> PathBuf {
-    std::env::temp_dir().join(format!("rowhouse-test-files-{}", std::process::id()))
+/// Where servers over a database keep files, unless a test says otherwise. What none of its organizations
+/// has is cleared away from there in time, so others have theirs elsewhere.
+fn files_of(database: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("rowhouse-test-files-{}", std::process::id())).join(database)
 }
 
 /// The address of a database of this name on the process's Postgres.
@@ -417,6 +433,17 @@ impl Team {
         self.add(&person, role).await;
         person.client = person.client.within(&self.id);
         person
+    }
+
+    /// Everything that follows from what was done so far is done, but for what waits for its time.
+    pub async fn settled(&self) {
+        let sql = format!(
+            "select (select count(*) from platform.outbox where organization_id = '{0}') \
+             + (select count(*) from platform.jobs where organization_id = '{0}' \
+             and (state <> 'waiting' or attempts > 0))",
+            self.id
+        );
+        within(15, "every job is done", || async { self.app.number(&sql).await == 0 }).await;
     }
 
     pub async fn add(&self, person: &Person, role: Role) {
@@ -475,6 +502,8 @@ impl Team {
         .await;
         let state = || async { self.owner.get(&path).await.expect(200)["state"].clone() };
         within(30, &format!("the module {module}"), || async { state().await == "enabled" }).await;
+        // Whoever did the job has told everybody by and by.
+        self.app.app.directory.forget(self.id.parse().unwrap());
     }
 
     pub async fn project(&self, name: &str) -> Value {
@@ -638,7 +667,12 @@ where
     within(1, what, ask).await;
 }
 
-/// Asks again until the answer satisfies, for at most so many seconds.
+/// How many times as long as it should a machine may take that does other things too, as those do that
+/// run all tests at once.
+pub const BUSY: u32 = 10;
+
+/// Asks again until the answer satisfies, for as many seconds as that takes at most where nothing else
+/// runs; a busy machine is given more.
 pub async fn within<F, Fut>(seconds: u64, what: &str, mut ask: F)
 where
     F: FnMut() -> Fut,
@@ -646,7 +680,8 @@ where
 {
     let started = std::time::Instant::now();
     while !ask().await {
-        assert!(started.elapsed() < Duration::from_secs(seconds), "not within {seconds} s: {what}");
+        let waited = started.elapsed();
+        assert!(waited < BUSY * Duration::from_secs(seconds), "not within {waited:.1?}: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
