@@ -375,9 +375,13 @@ impl Search<'_> {
             values.extend(self.project.as_ref().map(|project| project as &(dyn ToSql + Sync)));
             ids(&self.tx.query(&sql, &values).await?)
         };
-        // Words of the last hour only end where they would be enough if they were everywhere as often.
+        // As far as they are enough if they are everywhere as often, as words of the last hour are not. A power of
+        // two: each number is another statement.
         let reach = match many {
-            OFTEN.. => look.min(2 * FIRST_LOOK * self.wanted as i64 / many as i64),
+            OFTEN.. => {
+                let expected = FIRST_LOOK as usize * self.wanted / many;
+                look.min((2 * expected).next_power_of_two() as i64)
+            }
             _ => 0,
         };
         let mut found = if reach > 0 { newest(reach).await? } else { Vec::new() };
