@@ -386,7 +386,7 @@ impl Search<'_> {
         };
         let mut found = if reach > 0 { newest(reach).await? } else { Vec::new() };
         if found.len() < self.wanted {
-            let any = ids(&self.rows(source, &condition, query, most).await?)?;
+            let any = self.rows(source, &condition, query, most).await?;
             if any.len() as i64 == most && reach < look {
                 found = newest(look).await?;
             }
@@ -538,7 +538,7 @@ impl Search<'_> {
         condition: &str,
         query: &str,
         most: i64,
-    ) -> Result<Vec<Row>> {
+    ) -> Result<Vec<Uuid>> {
         let mut values: Vec<&(dyn ToSql + Sync)> = vec![&query, &most];
         let mut sql = format!("select id from {} where {condition}", source.table);
         if let Some(project) = &self.project {
@@ -546,7 +546,7 @@ impl Search<'_> {
             sql += &format!(" and {}", source.project.replace('?', "$3"));
         }
         sql += " limit $2";
-        self.tx.query(&sql, &values).await
+        ids(&self.tx.query(&sql, &values).await?)
     }
 
     /// What is shown of the best, in their order.

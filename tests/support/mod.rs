@@ -197,8 +197,7 @@ impl TestApp {
 
     /// A second instance over the same database.
     pub fn beside(&self) -> Self {
-        let config = self.app.config.clone();
-        on_the_servers_runtime(Self::serve(config))
+        self.beside_with(|_| {})
     }
 
     /// One that is configured otherwise.
